@@ -1,0 +1,77 @@
+//! The one error of the library: an errno, and the story of where it came from.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// A failed operation. The errno is chosen where the reason is known, and nowhere else.
+#[derive(Debug)]
+pub struct Error {
+    errno: i32,
+    op: &'static str,
+    path: Option<PathBuf>,
+    layer: Option<String>,
+}
+
+impl Error {
+    /// An error that the union itself decided on.
+    pub fn new(errno: i32, op: &'static str) -> Self {
+        Error { errno, op, path: None, layer: None }
+    }
+
+    /// An error of a system call; one without an errno becomes EIO.
+    pub fn io(op: &'static str, source: &io::Error) -> Self {
+        Error::new(source.raw_os_error().unwrap_or(libc::EIO), op)
+    }
+
+    #[must_use]
+    pub fn at(mut self, path: impl Into<PathBuf>) -> Self {
+        self.path = Some(path.into());
+        self
+    }
+
+    #[must_use]
+    pub fn in_layer(mut self, layer: impl Into<String>) -> Self {
+        self.layer = Some(layer.into());
+        self
+    }
+
+    pub fn errno(&self) -> i32 {
+        self.errno
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.op)?;
+        if let Some(path) = &self.path {
+            write!(f, " {}", path.display())?;
+        }
+        if let Some(layer) = &self.layer {
+            write!(f, " (layer {layer})")?;
+        }
+        write!(f, ": {}", io::Error::from_raw_os_error(self.errno))
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Attaches the operation to a failed system call.
+pub trait Context<T> {
+    fn op(self, op: &'static str) -> Result<T>;
+}
+
+impl<T> Context<T> for io::Result<T> {
+    fn op(self, op: &'static str) -> Result<T> {
+        self.map_err(|e| Error::io(op, &e))
+    }
+}
+
+/// A step whose failure must not fail the operation is logged and forgotten.
+pub fn best_effort<T, E: fmt::Display>(what: &str, result: std::result::Result<T, E>) {
+    if let Err(e) = result {
+        tracing::debug!("{what}: {e}");
+    }
+}
