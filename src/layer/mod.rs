@@ -1,0 +1,10 @@
+//! One layer directory, and what it says about names: objects, whiteouts, opaque directories.
+//!
+//! A lower directory is immutable, so what is learned of it here holds for ever.
+
+pub mod dialect;
+pub mod dir;
+pub mod listing;
+
+pub use dir::{Layer, LowerDir, Lowers};
+pub use listing::{Listed, Listing};

@@ -1,0 +1,114 @@
+//! Opening files, and reading and writing their data.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use super::{check, check_len, cstr, fault};
+
+/// `openat` with `O_CLOEXEC | O_NOFOLLOW` added.
+pub fn openat(dir: BorrowedFd<'_>, name: &[u8], flags: i32, mode: u32) -> io::Result<OwnedFd> {
+    fault::point()?;
+    let name = cstr(name)?;
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: the descriptor is open and the name NUL-terminated for the call.
+    let fd = check(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, mode) })?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens a path given by the user; a symlink in it is followed.
+pub fn open_path(path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    use std::os::unix::ffi::OsStrExt;
+    fault::point()?;
+    let path = cstr(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is NUL-terminated.
+    let fd = check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens the object behind an `O_PATH` descriptor anew.
+pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
+    fault::point()?;
+    let path = cstr(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())?;
+    // SAFETY: the path is NUL-terminated.
+    let fd = check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    fault::point()?;
+    // SAFETY: the buffer is writable for its length.
+    check_len(unsafe {
+        libc::pread(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset as libc::off_t)
+    })
+}
+
+pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
+    fault::point()?;
+    // SAFETY: the buffer is readable for its length.
+    check_len(unsafe {
+        libc::pwrite(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), offset as libc::off_t)
+    })
+}
+
+pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
+    fault::point()?;
+    let size = libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }).map(drop)
+}
+
+pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    fault::point()?;
+    // SAFETY: only the descriptor is used.
+    let ret = unsafe {
+        libc::fallocate(fd.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t)
+    };
+    check(ret).map(drop)
+}
+
+pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
+    fault::point()?;
+    // SAFETY: only the descriptor is used.
+    let at = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
+    if at < 0 { Err(io::Error::last_os_error()) } else { Ok(at) }
+}
+
+pub fn fsync(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fault::point()?;
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop)
+}
+
+pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fault::point()?;
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::fdatasync(fd.as_raw_fd()) }).map(drop)
+}
+
+/// Takes an exclusive `flock` without waiting: EWOULDBLOCK where somebody else has it.
+pub fn lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
+}
+
+/// `FS_IOC_GETFLAGS`.
+pub fn get_flags(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    fault::point()?;
+    let mut flags: libc::c_int = 0;
+    // SAFETY: the kernel writes an int behind the pointer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) })?;
+    Ok(flags.cast_unsigned())
+}
+
+/// `FS_IOC_SETFLAGS`.
+pub fn set_flags(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
+    fault::point()?;
+    let flags: libc::c_int = flags.cast_signed();
+    // SAFETY: the kernel reads an int behind the pointer.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags) }).map(drop)
+}

@@ -1,0 +1,79 @@
+//! Calls about the attributes of objects. An empty name means the descriptor itself.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::{EMPTY, check, cstr, fault};
+
+/// A `struct stat`.
+pub type Stat = libc::stat;
+
+pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
+    fault::point()?;
+    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let mut st = MaybeUninit::<libc::stat>::uninit();
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: `st` is writable and of the right size; the name is NUL-terminated.
+    check(unsafe { libc::fstatat(dir.as_raw_fd(), name.as_ptr(), st.as_mut_ptr(), flags) })?;
+    // SAFETY: the call succeeded, so the kernel filled all of it.
+    Ok(unsafe { st.assume_init() })
+}
+
+pub fn fstatvfs(fd: BorrowedFd<'_>) -> io::Result<libc::statvfs> {
+    fault::point()?;
+    let mut st = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `st` is writable and of the right size.
+    check(unsafe { libc::fstatvfs(fd.as_raw_fd(), st.as_mut_ptr()) })?;
+    // SAFETY: the call succeeded, so all of it is filled.
+    Ok(unsafe { st.assume_init() })
+}
+
+pub fn fchownat(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> io::Result<()> {
+    fault::point()?;
+    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+    // SAFETY: the name is NUL-terminated.
+    check(unsafe { libc::fchownat(dir.as_raw_fd(), name.as_ptr(), uid, gid, flags) }).map(drop)
+}
+
+/// chmod of a name that is not a symlink, or, with an empty name, of the object behind a descriptor
+/// that may be an `O_PATH` one.
+pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
+    fault::point()?;
+    let (at, path) = if name.is_empty() {
+        (libc::AT_FDCWD, cstr(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_bytes())?)
+    } else {
+        (dir.as_raw_fd(), cstr(name)?)
+    };
+    // SAFETY: the name is NUL-terminated.
+    check(unsafe { libc::fchmodat(at, path.as_ptr(), mode, 0) }).map(drop)
+}
+
+/// Sets access and modification time; `tv_nsec` may be `UTIME_NOW` or `UTIME_OMIT`.
+pub fn utimensat(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    times: &[libc::timespec; 2],
+) -> io::Result<()> {
+    fault::point()?;
+    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
+    // SAFETY: `times` has two elements; the name is NUL-terminated.
+    let ret = unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };
+    if ret < 0 && name.as_bytes().is_empty() {
+        // Kernels before 5.8 know no AT_EMPTY_PATH here.
+        let path = cstr(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_bytes())?;
+        // SAFETY: as above.
+        return check(unsafe { libc::utimensat(libc::AT_FDCWD, path.as_ptr(), times.as_ptr(), 0) })
+            .map(drop);
+    }
+    check(ret).map(drop)
+}

@@ -1,0 +1,33 @@
+//! System calls, one a wrapper: the only place for `unsafe`.
+//!
+//! Each wrapper takes borrowed descriptors and byte names, follows no symlink in the last component,
+//! and returns the kernel's error untouched. Retries and fallbacks live with the callers.
+
+pub mod copy;
+pub mod dirent;
+pub mod fault;
+pub mod file;
+pub mod meta;
+pub mod mount;
+pub mod name;
+pub mod process;
+pub mod xattr;
+
+use std::ffi::{CStr, CString};
+use std::io;
+
+/// Turns the result of a raw call into an `io::Result`.
+fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
+    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+}
+
+fn check_len(ret: isize) -> io::Result<usize> {
+    usize::try_from(ret).map_err(|_| io::Error::last_os_error())
+}
+
+fn cstr(name: &[u8]) -> io::Result<CString> {
+    CString::new(name).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
+/// The empty path of the `AT_EMPTY_PATH` calls.
+const EMPTY: &CStr = c"";
