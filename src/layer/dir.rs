@@ -1,0 +1,204 @@
+//! Opened layers and their directories.
+//!
+//! A directory is a chain of names from its layer's root. Its descriptor is kept in an LRU, so that a
+//! million directories cost no million descriptors; each is opened from its parent, one component at a
+//! time, and never through a symlink.
+
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::dialect;
+use crate::error::{Context, Error, Result};
+use crate::sys::{file, meta, xattr};
+
+/// How many descriptors of lower directories are kept open.
+const KEPT_DIRECTORIES: usize = 512;
+
+/// Position of a layer in the stack, 0 the topmost lower.
+pub type LayerIndex = u32;
+
+/// One read-only layer.
+#[derive(Debug)]
+pub struct Layer {
+    pub path: PathBuf,
+    /// Hash of the layer's identity: the seed of its inode numbers.
+    seed: u64,
+    root: Arc<OwnedFd>,
+    /// A CVMFS client answers for attributes that nobody stored.
+    pub cvmfs: bool,
+}
+
+/// The read-only layers, topmost first, and the descriptors kept for them.
+#[derive(Debug)]
+pub struct Lowers {
+    layers: Vec<Layer>,
+    kept: Mutex<LruCache<(LayerIndex, u64), Arc<OwnedFd>>>,
+}
+
+/// A directory of one layer.
+#[derive(Debug)]
+pub struct LowerDir {
+    pub layer: LayerIndex,
+    parent: Option<Arc<LowerDir>>,
+    name: Box<[u8]>,
+    /// Hash of the layer's identity and the path in it.
+    pub hash: u64,
+}
+
+/// A hash that stays the same over time and machines (FNV-1a, finished as MurmurHash3 does).
+fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
+    let mut h = seed ^ 0xcbf2_9ce4_8422_2325;
+    for b in bytes {
+        h = (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
+}
+
+impl Layer {
+    /// Opens the root directory of a layer.
+    pub fn open(path: &Path, identity: &str) -> Result<Layer> {
+        let fail = |e: Error| e.at(path);
+        let flags = libc::O_PATH | libc::O_DIRECTORY;
+        let root = file::open_path(path, flags).op("open layer").map_err(fail)?;
+        let cvmfs = xattr::get(root.as_fd(), b"", c"user.fqrn").is_ok();
+        let seed = stable_hash(0, identity.as_bytes());
+        Ok(Layer { path: path.to_owned(), seed, root: Arc::new(root), cvmfs })
+    }
+}
+
+impl Lowers {
+    pub fn new(layers: Vec<Layer>) -> Lowers {
+        let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
+        Lowers { layers, kept: Mutex::new(LruCache::new(size)) }
+    }
+
+    /// The root directory of each layer, topmost first.
+    pub fn roots(&self) -> Vec<Arc<LowerDir>> {
+        let root = |(i, layer): (usize, &Layer)| {
+            let layer_index = LayerIndex::try_from(i).unwrap_or(LayerIndex::MAX);
+            let hash = layer.seed;
+            Arc::new(LowerDir { layer: layer_index, parent: None, name: Box::default(), hash })
+        };
+        self.layers.iter().enumerate().map(root).collect()
+    }
+
+    pub fn layer(&self, dir: &LowerDir) -> Option<&Layer> {
+        self.layers.get(dir.layer as usize)
+    }
+
+    /// Names the layer and the path in it, for a failed operation.
+    pub fn blame(&self, e: Error, dir: &LowerDir, name: &[u8]) -> Error {
+        use std::os::unix::ffi::OsStrExt;
+        let mut path = dir.path();
+        if !name.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        let layer = self.layer(dir).map(|l| l.path.display().to_string()).unwrap_or_default();
+        e.at(std::ffi::OsStr::from_bytes(&path)).in_layer(layer)
+    }
+
+    /// An `O_PATH` descriptor of the directory.
+    pub fn fd(&self, dir: &LowerDir) -> Result<Arc<OwnedFd>> {
+        let mut missing: Vec<&LowerDir> = Vec::new();
+        let mut at = dir;
+        let mut fd = loop {
+            let Some(parent) = &at.parent else {
+                let layer = self.layer(at).ok_or_else(|| Error::new(libc::EIO, "layer"))?;
+                break layer.root.clone();
+            };
+            if let Some(fd) = self.kept.lock().get(&(at.layer, at.hash)) {
+                break fd.clone();
+            }
+            missing.push(at);
+            at = parent;
+        };
+        for dir in missing.into_iter().rev() {
+            let flags = libc::O_PATH | libc::O_DIRECTORY;
+            let opened = file::openat(fd.as_fd(), &dir.name, flags, 0)
+                .op("open lower directory")
+                .map_err(|e| self.blame(e, dir, b""))?;
+            fd = Arc::new(opened);
+            self.kept.lock().put((dir.layer, dir.hash), fd.clone());
+        }
+        Ok(fd)
+    }
+
+    /// The attributes of a name that is known to be there.
+    pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
+        let fd = self.fd(dir)?;
+        meta::fstatat(fd.as_fd(), name).op("stat lower").map_err(|e| self.blame(e, dir, name))
+    }
+
+    /// The attributes that users may see, as names ended by NUL.
+    pub fn list_xattrs(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let fd = self.fd(dir)?;
+        let raw = match xattr::list(fd.as_fd(), name) {
+            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
+            other => other.op("list xattrs of lower").map_err(|e| self.blame(e, dir, name))?,
+        };
+        let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
+        let magic = |key: &[u8]| cvmfs && dialect::is_cvmfs_magic(key);
+        let keys = raw.split(|b| *b == 0).filter(|k| !k.is_empty() && !magic(k));
+        Ok(keys.map(<[u8]>::to_vec).collect())
+    }
+}
+
+impl LowerDir {
+    pub fn child(self: &Arc<Self>, name: &[u8]) -> Arc<LowerDir> {
+        Arc::new(LowerDir {
+            layer: self.layer,
+            parent: Some(self.clone()),
+            name: name.into(),
+            hash: stable_hash(self.hash, name),
+        })
+    }
+
+    /// The hash of a name in this directory.
+    pub fn hash_of(&self, name: &[u8]) -> u64 {
+        stable_hash(self.hash, name)
+    }
+
+    /// The hash of an inode of this layer that has several names.
+    pub fn hash_of_inode(&self, lowers: &Lowers, ino: u64) -> u64 {
+        let seed = lowers.layer(self).map_or(0, |l| l.seed);
+        stable_hash(seed ^ 0x6c69_6e6b, &ino.to_le_bytes())
+    }
+
+    /// The path in the layer, beginning with `/`.
+    pub fn path(&self) -> Vec<u8> {
+        let mut names: Vec<&[u8]> = Vec::new();
+        let mut at = self;
+        while let Some(parent) = &at.parent {
+            names.push(&at.name);
+            at = parent;
+        }
+        let mut path = Vec::new();
+        for name in names.iter().rev() {
+            path.push(b'/');
+            path.extend_from_slice(name);
+        }
+        path
+    }
+}
+
+impl Drop for LowerDir {
+    /// Lets a long chain go link by link, not by recursion.
+    fn drop(&mut self) {
+        let mut next = self.parent.take();
+        while let Some(dir) = next.and_then(Arc::into_inner) {
+            let mut dir = dir;
+            next = dir.parent.take();
+        }
+    }
+}
+

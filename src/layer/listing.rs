@@ -1,0 +1,178 @@
+//! The merged, immutable listing of the lower part of a directory.
+//!
+//! Each contributing layer is read once, top to bottom. A whiteout hides what lies in the layers below
+//! it, never a sibling of its own layer (OCI image specification, "Whiteouts").
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::dialect::{self, WH_OPAQUE};
+use super::{LowerDir, Lowers};
+use crate::error::{Context, Result};
+use crate::sys::{dirent, file, meta, xattr};
+
+/// One name of the merged lower listing.
+#[derive(Debug)]
+pub struct Listed {
+    pub name: Box<[u8]>,
+    /// `DT_*`.
+    pub kind: u8,
+    /// The directories that hold the name, topmost first: one, or for a directory all that merge.
+    pub owners: Vec<Arc<LowerDir>>,
+}
+
+/// What all the lowers say about the names in one directory.
+#[derive(Debug, Default)]
+pub struct Listing {
+    entries: Vec<Listed>,
+    by_name: HashMap<Box<[u8]>, usize>,
+}
+
+/// What is said of a name by the layers above.
+enum Seen {
+    Whiteout,
+    /// The entry, and whether directories below still merge into it.
+    Entry(usize, bool),
+}
+
+impl Listing {
+    /// Reads the listing. A layer that fails fails it all: a partial one would lose files.
+    pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        let mut entries: Vec<Listed> = Vec::new();
+        let mut seen: HashMap<Box<[u8]>, Seen> = HashMap::new();
+        for dir in dirs {
+            let layer = read_layer(lowers, dir)?;
+            for (name, kind) in layer.objects {
+                match seen.get_mut(&name) {
+                    None => {
+                        seen.insert(name.clone(), Seen::Entry(entries.len(), kind == libc::DT_DIR));
+                        entries.push(Listed { name, kind, owners: vec![dir.clone()] });
+                    }
+                    Some(Seen::Entry(at, merging)) if *merging => {
+                        *merging = kind == libc::DT_DIR;
+                        if let (true, Some(entry)) = (*merging, entries.get_mut(*at)) {
+                            entry.owners.push(dir.clone());
+                        }
+                    }
+                    Some(_) => {}
+                }
+            }
+            for name in layer.whiteouts {
+                match seen.get_mut(&name) {
+                    None => drop(seen.insert(name, Seen::Whiteout)),
+                    Some(Seen::Entry(_, merging)) => *merging = false,
+                    Some(Seen::Whiteout) => {}
+                }
+            }
+            if layer.opaque {
+                break;
+            }
+        }
+        let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+        Ok(Listing { entries, by_name })
+    }
+
+    pub fn get(&self, name: &[u8]) -> Option<&Listed> {
+        self.by_name.get(name).and_then(|i| self.entries.get(*i))
+    }
+
+    /// The entries from position `at` on.
+    pub fn from(&self, at: usize) -> &[Listed] {
+        self.entries.get(at..).unwrap_or_default()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+}
+
+#[derive(Default)]
+struct LayerListing {
+    objects: Vec<(Box<[u8]>, u8)>,
+    whiteouts: Vec<Box<[u8]>>,
+    opaque: bool,
+}
+
+fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
+    let blame = |e| lowers.blame(e, dir, b"");
+    let fd = lowers.fd(dir)?;
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
+    let open = file::openat(fd.as_fd(), b".", flags, 0).op("open lower directory").map_err(blame)?;
+    let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
+    dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))
+        .op("read lower directory")
+        .map_err(blame)?;
+    let marks = if lowers.layer(dir).is_some_and(|l| l.cvmfs) {
+        Opaque::default()
+    } else {
+        opaque_xattrs(open.as_fd()).op("read xattrs of lower").map_err(blame)?
+    };
+    let mut out = LayerListing { opaque: marks.opaque, ..LayerListing::default() };
+    for (name, mut kind) in raw {
+        if &*name == WH_OPAQUE {
+            out.opaque = true;
+        } else if let Some(deleted) = dialect::deleted_by(&name) {
+            out.whiteouts.push(deleted.into());
+        } else if !dialect::hidden_in_lower(&name) {
+            let mut whiteout = false;
+            if kind == libc::DT_CHR || kind == libc::DT_UNKNOWN {
+                let st = lowers.stat(dir, &name)?;
+                kind = dtype_of(st.st_mode);
+                whiteout = kind == libc::DT_CHR && st.st_rdev == 0;
+            } else if kind == libc::DT_REG && marks.holds_xattr_whiteouts {
+                whiteout = is_xattr_whiteout(fd.as_fd(), &name);
+            }
+            if whiteout {
+                out.whiteouts.push(name);
+            } else {
+                out.objects.push((name, kind));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// The `d_type` that goes with a mode.
+pub fn dtype_of(mode: u32) -> u8 {
+    u8::try_from((mode & libc::S_IFMT) >> 12).unwrap_or(libc::DT_UNKNOWN)
+}
+
+/// What the attributes of a directory say about deletions in it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Opaque {
+    pub opaque: bool,
+    /// `overlay.opaque` is `x`: files with an `overlay.whiteout` attribute are whiteouts.
+    pub holds_xattr_whiteouts: bool,
+}
+
+/// Reads the opaque marks of a directory, of all unions.
+pub fn opaque_xattrs(dir: std::os::fd::BorrowedFd<'_>) -> std::io::Result<Opaque> {
+    let mut marks = Opaque::default();
+    let keys = match xattr::list(dir, b"") {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(marks),
+        other => other?,
+    };
+    for key in [c"trusted.overlay.opaque", c"user.overlay.opaque", c"user.fuseoverlayfs.opaque"] {
+        if keys.split(|b| *b == 0).any(|k| k == key.to_bytes()) {
+            match xattr::get(dir, b"", key)?.as_slice() {
+                b"y" => marks.opaque = true,
+                b"x" => marks.holds_xattr_whiteouts = true,
+                _ => {}
+            }
+        }
+    }
+    Ok(marks)
+}
+
+/// Whether an empty file stands for a deletion by its attribute.
+pub fn is_xattr_whiteout(dir: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> bool {
+    meta::fstatat(dir, name).is_ok_and(|st| st.st_size == 0)
+        && [c"trusted.overlay.whiteout", c"user.overlay.whiteout"]
+            .iter()
+            .any(|key| xattr::get(dir, name, key).is_ok())
+}
