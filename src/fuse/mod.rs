@@ -1,0 +1,166 @@
+//! The FUSE side: each request is converted, becomes one call of the union, and is answered.
+//!
+//! A request that cannot wait for a layer runs on the thread that received it, any other on the
+//! [`pool`]. Either way a panic ends that request only: its reply object answers EIO when dropped.
+
+pub mod convert;
+pub mod pool;
+pub mod session;
+
+mod more;
+mod ops;
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use fuser::{
+    Errno, Generation, InitFlags, KernelConfig, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
+    Request,
+};
+
+use crate::error::Result;
+use crate::union::Union;
+use crate::union::api::{Attr, Caller, Ino};
+use convert::FOREVER;
+use pool::Pool;
+
+pub use session::{Options, serve, serve_with};
+
+/// Node ids are never reused, so all are of one generation.
+const GENERATION: Generation = Generation(0);
+
+/// The most bytes of one write or readahead.
+const MAX_IO: u32 = 1 << 20;
+
+/// What is asked of the kernel, each where it is on offer.
+///
+/// Left out on purpose: `SETXATTR_EXT` (fuser panics on its requests), locks (the kernel's own
+/// follow the inode), `AUTO_INVAL_DATA` and `WRITEBACK_CACHE` (the data has other writers than the
+/// page cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup per name).
+const CAPABILITIES: [InitFlags; 11] = [
+    InitFlags::FUSE_DONT_MASK,
+    InitFlags::FUSE_ATOMIC_O_TRUNC,
+    InitFlags::FUSE_EXPLICIT_INVAL_DATA,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_HAS_IOCTL_DIR,
+];
+
+/// The file system that fuser drives.
+pub struct UnionFs {
+    union: Arc<Union>,
+    pool: Pool,
+}
+
+impl UnionFs {
+    /// Serves this union.
+    pub fn new(union: Arc<Union>) -> Self {
+        UnionFs {
+            union,
+            pool: Pool::default(),
+        }
+    }
+
+    /// Runs the job here if it is local, else on the pool.
+    fn run(&self, op: &'static str, local: bool, job: impl FnOnce(&Union) + Send + 'static) {
+        if local {
+            guard(op, || job(&self.union));
+        } else {
+            let union = Arc::clone(&self.union);
+            self.pool.submit(op, move || job(&union));
+        }
+    }
+
+    /// Whether a request on the node cannot wait for a layer.
+    fn local(&self, ino: Ino) -> bool {
+        let mut local = false;
+        guard("is_local", || local = self.union.is_local(ino));
+        local
+    }
+}
+
+/// Calls the job; a panic in it is logged, and goes no further.
+fn guard(op: &'static str, job: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(job)) {
+        tracing::error!("{op} panicked: {}", message(panic.as_ref()));
+    }
+}
+
+/// The words of a panic.
+fn message(panic: &(dyn Any + Send)) -> &str {
+    if let Some(text) = panic.downcast_ref::<&str>() {
+        text
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text
+    } else {
+        "(no message)"
+    }
+}
+
+/// Tells the kernel what is wanted of it. What it does not offer is done without.
+fn negotiate(config: &mut KernelConfig) {
+    for capability in CAPABILITIES {
+        if let Err(missing) = config.add_capabilities(capability) {
+            tracing::debug!("the kernel does not offer {missing:?}");
+        }
+    }
+    if let Err(nearest) = config.set_max_write(MAX_IO) {
+        tracing::debug!("max_write stays below {MAX_IO}: {nearest}");
+    }
+    if let Err(nearest) = config.set_max_background(64) {
+        tracing::debug!("max_background: {nearest}");
+    }
+    // The kernel's own offer is the default, and the most there is.
+    if let Err(nearest) = config.set_max_readahead(MAX_IO) {
+        tracing::debug!("max_readahead is {nearest}");
+    }
+}
+
+/// Who asks.
+fn caller(req: &Request, umask: u32) -> Caller {
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        umask,
+    }
+}
+
+fn reply_empty(op: &'static str, ino: Ino, result: Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(convert::errno(op, ino, &e)),
+    }
+}
+
+fn reply_attr(op: &'static str, ino: Ino, result: Result<Attr>, reply: ReplyAttr) {
+    match result {
+        Ok(attr) => reply.attr(&FOREVER, &convert::file_attr(&attr)),
+        Err(e) => reply.error(convert::errno(op, ino, &e)),
+    }
+}
+
+fn reply_entry(op: &'static str, ino: Ino, result: Result<Attr>, reply: ReplyEntry) {
+    match result {
+        Ok(attr) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
+        Err(e) => reply.error(convert::errno(op, ino, &e)),
+    }
+}
+
+/// Answers with the length if the caller has no room at all, else with the bytes if they fit.
+fn reply_xattr(op: &'static str, ino: Ino, result: Result<Vec<u8>>, size: u32, reply: ReplyXattr) {
+    let value = match result {
+        Ok(value) => value,
+        Err(e) => return reply.error(convert::errno(op, ino, &e)),
+    };
+    match u32::try_from(value.len()) {
+        Ok(len) if size == 0 => reply.size(len),
+        Ok(len) if len <= size => reply.data(&value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}

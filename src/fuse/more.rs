@@ -1,0 +1,93 @@
+//! The longer answers: listings, and the inode flags that `ioctl` reads and sets.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyIoctl};
+
+use super::convert::{self, FOREVER};
+use super::{GENERATION, UnionFs};
+use crate::union::Union;
+use crate::union::api::Ino;
+
+// `_IOR('f', 1, long)` and `_IOW('f', 2, long)`, and as 32-bit callers number them. The argument
+// is an int in all of them.
+const GETFLAGS: u32 = 0x8008_6601;
+const SETFLAGS: u32 = 0x4008_6602;
+const GETFLAGS_32: u32 = 0x8004_6601;
+const SETFLAGS_32: u32 = 0x4004_6602;
+
+/// Answers with names.
+pub fn readdir(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectory) {
+    let mut fitted = false;
+    let result = union.readdir(fh, cookie, &mut |entry| {
+        let (kind, name) = (
+            convert::file_type(entry.kind),
+            OsStr::from_bytes(entry.name),
+        );
+        let full = reply.add(INodeNo(entry.ino), entry.cookie, kind, name);
+        fitted |= !full;
+        !full
+    });
+    match result.map_err(|e| convert::errno("readdir", ino, &e)) {
+        Err(errno) if !fitted => reply.error(errno),
+        // What came before a failure is handed out; the next call meets the failure again.
+        _ => reply.ok(),
+    }
+}
+
+/// Answers with names and attributes.
+pub fn readdirplus(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectoryPlus) {
+    let mut fitted = false;
+    let result = union.readdirplus(fh, cookie, &mut |entry, attr| {
+        let (name, attr) = (OsStr::from_bytes(entry.name), convert::file_attr(attr));
+        let full = reply.add(
+            INodeNo(entry.ino),
+            entry.cookie,
+            name,
+            &FOREVER,
+            &attr,
+            GENERATION,
+        );
+        fitted |= !full;
+        !full
+    });
+    match result.map_err(|e| convert::errno("readdirplus", ino, &e)) {
+        Err(errno) if !fitted => reply.error(errno),
+        // The entries that fitted are counted as looked up: the kernel has to get them.
+        _ => reply.ok(),
+    }
+}
+
+impl UnionFs {
+    /// Reads or sets the inode flags; there is no other `ioctl`.
+    pub(super) fn inode_flags(
+        &self,
+        ino: Ino,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        match (cmd, in_data.first_chunk::<4>()) {
+            (GETFLAGS | GETFLAGS_32, _) if out_size >= 4 => {
+                self.run("get_flags", self.local(ino), move |union| {
+                    match union.get_flags(ino) {
+                        Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                        Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
+                    }
+                });
+            }
+            (SETFLAGS | SETFLAGS_32, Some(&flags)) => {
+                let flags = u32::from_ne_bytes(flags);
+                self.run("set_flags", self.local(ino), move |union| {
+                    match union.set_flags(ino, flags) {
+                        Ok(()) => reply.ioctl(0, &[]),
+                        Err(e) => reply.error(convert::errno("set_flags", ino, &e)),
+                    }
+                });
+            }
+            _ => reply.error(Errno::ENOTTY),
+        }
+    }
+}

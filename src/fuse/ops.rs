@@ -1,0 +1,481 @@
+//! The requests, one method each.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle as Fh, Filesystem, FopenFlags,
+    INodeNo as Node, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use super::convert::{self, FOREVER};
+use super::{
+    GENERATION, UnionFs, caller, guard, more, negotiate, reply_attr, reply_empty, reply_entry,
+    reply_xattr,
+};
+use crate::union::Union;
+use crate::union::api::SetAttr;
+
+/// Cached data stays valid over opens, and close needs no request.
+const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+/// A listing is kept, and stays valid over opens.
+const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
+
+/// How long requests under way are waited for when the mount is gone.
+const LAST_WAIT: Duration = Duration::from_secs(5);
+
+/// The most one copy request moves, so that it ends in reasonable time.
+const MAX_COPY: u64 = 1 << 30;
+
+impl Filesystem for UnionFs {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        negotiate(config);
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        if !self.pool.drain(LAST_WAIT) {
+            tracing::warn!("unmounted while requests still wait for a layer");
+        }
+    }
+
+    fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
+        let name = name.to_owned();
+        self.run("lookup", self.local(parent.0), move |union| {
+            match union.lookup(parent.0, &name) {
+                Ok(Some(attr)) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
+                Ok(None) => reply.entry(&FOREVER, &convert::absent(), GENERATION),
+                Err(e) => reply.error(convert::errno("lookup", parent.0, &e)),
+            }
+        });
+    }
+
+    fn forget(&self, _: &Request, ino: Node, nlookup: u64) {
+        guard("forget", || self.union.forget(ino.0, nlookup));
+    }
+
+    fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
+        self.run("getattr", self.local(ino.0), move |union| {
+            let result = union.getattr(ino.0, fh.map(|fh| fh.0));
+            reply_attr("getattr", ino.0, result, reply);
+        });
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: Node,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<Fh>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let caller = caller(req, 0);
+        let change = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: atime.map(convert::set_time),
+            mtime: mtime.map(convert::set_time),
+        };
+        self.run("setattr", self.local(ino.0), move |union| {
+            let result = union.setattr(&caller, ino.0, fh.map(|fh| fh.0), &change);
+            reply_attr("setattr", ino.0, result, reply);
+        });
+    }
+
+    fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
+        self.run("readlink", self.local(ino.0), move |union| {
+            match union.readlink(ino.0) {
+                Ok(target) => reply.data(&target),
+                Err(e) => reply.error(convert::errno("readlink", ino.0, &e)),
+            }
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: Node,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name, rdev) = (caller(req, umask), name.to_owned(), convert::device(rdev));
+        self.run("mknod", self.local(parent.0), move |union| {
+            let result = union.mknod(&caller, parent.0, &name, mode, rdev);
+            reply_entry("mknod", parent.0, result, reply);
+        });
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: Node,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name) = (caller(req, umask), name.to_owned());
+        self.run("mkdir", self.local(parent.0), move |union| {
+            let result = union.mkdir(&caller, parent.0, &name, mode & 0o7777);
+            reply_entry("mkdir", parent.0, result, reply);
+        });
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: Node,
+        link_name: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let (caller, name, target) = (caller(req, 0), link_name.to_owned(), target.to_owned());
+        self.run("symlink", self.local(parent.0), move |union| {
+            let target = target.as_os_str().as_bytes();
+            let result = union.symlink(&caller, parent.0, &name, target);
+            reply_entry("symlink", parent.0, result, reply);
+        });
+    }
+
+    fn link(&self, _: &Request, ino: Node, to: Node, to_name: &OsStr, reply: ReplyEntry) {
+        let name = to_name.to_owned();
+        let local = self.local(ino.0) && self.local(to.0);
+        self.run("link", local, move |union| {
+            let result = union.link(ino.0, to.0, &name);
+            reply_entry("link", ino.0, result, reply);
+        });
+    }
+
+    fn unlink(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run("unlink", self.local(parent.0), move |union| {
+            reply_empty("unlink", parent.0, union.unlink(parent.0, &name), reply);
+        });
+    }
+
+    fn rmdir(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run("rmdir", self.local(parent.0), move |union| {
+            reply_empty("rmdir", parent.0, union.rmdir(parent.0, &name), reply);
+        });
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: Node,
+        name: &OsStr,
+        to: Node,
+        to_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let Some(kind) = convert::rename_kind(flags) else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (name, to_name) = (name.to_owned(), to_name.to_owned());
+        let local = self.local(parent.0) && self.local(to.0);
+        self.run("rename", local, move |union| {
+            let result = union.rename(parent.0, &name, to.0, &to_name, kind);
+            reply_empty("rename", parent.0, result, reply);
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: Node,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (caller, name) = (caller(req, umask), name.to_owned());
+        self.run("create", self.local(parent.0), move |union| {
+            match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
+                Ok((attr, fh)) => {
+                    let attr = convert::file_attr(&attr);
+                    reply.created(&FOREVER, &attr, GENERATION, Fh(fh), FILE_FLAGS);
+                }
+                Err(e) => reply.error(convert::errno("create", parent.0, &e)),
+            }
+        });
+    }
+
+    fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
+        let caller = caller(req, 0);
+        self.run("open", self.local(ino.0), move |union| {
+            match union.open(&caller, ino.0, flags.0) {
+                Ok(fh) => reply.opened(Fh(fh), FILE_FLAGS),
+                Err(e) => reply.error(convert::errno("open", ino.0, &e)),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        ino: Node,
+        fh: Fh,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.run("read", self.local(ino.0), move |union| {
+            match union.read(fh.0, offset, size as usize) {
+                Ok(data) => reply.data(&data),
+                Err(e) => reply.error(convert::errno("read", ino.0, &e)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        ino: Node,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let caller = caller(req, 0);
+        let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let write = move |union: &Union, data: &[u8]| match union
+            .write(&caller, fh.0, offset, data, kill_priv)
+        {
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+            Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+        };
+        // The data lies in the receiver's buffer, which the next request overwrites.
+        if self.local(ino.0) {
+            guard("write", || write(&self.union, data));
+        } else {
+            let data = data.to_vec();
+            self.run("write", false, move |union| write(union, &data));
+        }
+    }
+
+    /// Nothing is to be done on close; the kernel asks once and never again.
+    fn flush(&self, _: &Request, _: Node, _: Fh, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        ino: Node,
+        fh: Fh,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.run("release", self.local(ino.0), move |union| {
+            union.release(fh.0);
+            reply.ok();
+        });
+    }
+
+    fn fsync(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        // Waits for the disk, so never here.
+        self.run("fsync", false, move |union| {
+            reply_empty("fsync", ino.0, union.fsync(fh.0, datasync), reply);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        ino: Node,
+        fh: Fh,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        self.run("fallocate", false, move |union| {
+            reply_empty(
+                "fallocate",
+                ino.0,
+                union.fallocate(fh.0, offset, length, mode),
+                reply,
+            );
+        });
+    }
+
+    fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
+        self.run("lseek", self.local(ino.0), move |union| {
+            match union.lseek(fh.0, offset, whence) {
+                Ok(offset) => reply.offset(offset),
+                Err(e) => reply.error(convert::errno("lseek", ino.0, &e)),
+            }
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        _: &Request,
+        ino_in: Node,
+        fh_in: Fh,
+        offset_in: u64,
+        _: Node,
+        fh_out: Fh,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        if !flags.is_empty() {
+            return reply.error(Errno::EINVAL);
+        }
+        let len = len.min(MAX_COPY) as usize;
+        self.run("copy_file_range", false, move |union| {
+            match union.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len) {
+                Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+                Err(e) => reply.error(convert::errno("copy_file_range", ino_in.0, &e)),
+            }
+        });
+    }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        ino: Node,
+        _: Fh,
+        _: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.inode_flags(ino.0, cmd, in_data, out_size, reply);
+    }
+
+    fn opendir(&self, _: &Request, ino: Node, _: OpenFlags, reply: ReplyOpen) {
+        self.run("opendir", self.local(ino.0), move |union| {
+            match union.opendir(ino.0) {
+                Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
+                Err(e) => reply.error(convert::errno("opendir", ino.0, &e)),
+            }
+        });
+    }
+
+    fn readdir(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectory) {
+        self.run("readdir", self.local(ino.0), move |union| {
+            more::readdir(union, ino.0, fh.0, offset, reply);
+        });
+    }
+
+    fn readdirplus(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectoryPlus) {
+        self.run("readdirplus", self.local(ino.0), move |union| {
+            more::readdirplus(union, ino.0, fh.0, offset, reply);
+        });
+    }
+
+    fn releasedir(&self, _: &Request, ino: Node, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        self.run("releasedir", self.local(ino.0), move |union| {
+            union.releasedir(fh.0);
+            reply.ok();
+        });
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        self.run("fsyncdir", false, move |union| {
+            reply_empty("fsyncdir", ino.0, union.fsyncdir(fh.0, datasync), reply);
+        });
+    }
+
+    fn statfs(&self, _: &Request, ino: Node, reply: ReplyStatfs) {
+        self.run("statfs", self.local(ino.0), move |union| {
+            match union.statfs() {
+                Ok(s) => reply.statfs(
+                    s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+                ),
+                Err(e) => reply.error(convert::errno("statfs", ino.0, &e)),
+            }
+        });
+    }
+
+    fn getxattr(&self, _: &Request, ino: Node, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let name = name.to_owned();
+        self.run("getxattr", self.local(ino.0), move |union| {
+            reply_xattr("getxattr", ino.0, union.getxattr(ino.0, &name), size, reply);
+        });
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: Node,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _: u32,
+        reply: ReplyEmpty,
+    ) {
+        let (caller, name, value) = (caller(req, 0), name.to_owned(), value.to_vec());
+        self.run("setxattr", self.local(ino.0), move |union| {
+            let result = union.setxattr(&caller, ino.0, &name, &value, flags);
+            reply_empty("setxattr", ino.0, result, reply);
+        });
+    }
+
+    fn listxattr(&self, _: &Request, ino: Node, size: u32, reply: ReplyXattr) {
+        self.run("listxattr", self.local(ino.0), move |union| {
+            reply_xattr("listxattr", ino.0, union.listxattr(ino.0), size, reply);
+        });
+    }
+
+    fn removexattr(&self, _: &Request, ino: Node, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.run("removexattr", self.local(ino.0), move |union| {
+            reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
+        });
+    }
+
+    /// The kernel checks permissions itself, and never asks again.
+    fn access(&self, _: &Request, _: Node, _: AccessFlags, reply: ReplyEmpty) {
+        reply.error(Errno::ENOSYS);
+    }
+
+    /// Files are always ready, and the kernel knows after the first answer.
+    fn poll(
+        &self,
+        _: &Request,
+        _: Node,
+        _: Fh,
+        _: PollNotifier,
+        _: PollEvents,
+        _: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,62 @@
+//! The session: the handshake on a FUSE descriptor that is mounted already, and the loop after it.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use fuser::{Config, Session, SessionACL};
+
+use super::UnionFs;
+use crate::union::Union;
+
+/// How to serve.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads that receive requests. Few are enough: what may wait runs elsewhere.
+    pub threads: usize,
+    /// Give each thread its own queue. To be off for a descriptor that was opened in another user
+    /// namespace: the kernel refuses to clone that one.
+    pub clone_fd: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            threads: 2,
+            clone_fd: true,
+        }
+    }
+}
+
+/// Serves the union on the descriptor with the default options, until it is unmounted. `ready` is
+/// called once the kernel has been answered.
+pub fn serve(union: Arc<Union>, fd: OwnedFd, ready: impl FnOnce()) -> io::Result<()> {
+    serve_with(union, fd, Options::default(), ready)
+}
+
+/// Like [`serve`], with options.
+pub fn serve_with(
+    union: Arc<Union>,
+    fd: OwnedFd,
+    options: Options,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let threads = options.threads.max(1);
+    let mut config = Config::default();
+    config.acl = SessionACL::All;
+    config.n_threads = Some(threads);
+    config.clone_fd = options.clone_fd && threads > 1 && device_opens();
+    let session = Session::from_fd(UnionFs::new(union), fd, SessionACL::All, config)?;
+    ready();
+    session.run()
+}
+
+/// Whether the device can be opened here, as cloning a descriptor takes. A container may lack it.
+fn device_opens() -> bool {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok()
+}
