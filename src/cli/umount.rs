@@ -31,7 +31,8 @@ pub fn run(args: &Args) -> Outcome<()> {
     }
     mount::umount(&mountpoint, false).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => {
-            Failure::new(Code::Busy, format!("{shown}: busy{}", describe(&users_of(&mountpoint))))
+            let users = users_of(&mountpoint, std::process::id());
+            Failure::new(Code::Busy, format!("{shown}: busy{}", describe(&users)))
         }
         _ => Failure::new(Code::Failure, format!("{shown}: {e}")),
     })
@@ -74,14 +75,14 @@ fn describe(users: &[User]) -> String {
 }
 
 /// The processes that hold something in the mount; only links are read, so the daemon is not asked.
-fn users_of(mountpoint: &Path) -> Vec<User> {
+fn users_of(mountpoint: &Path, except: u32) -> Vec<User> {
     let Ok(processes) = fs::read_dir("/proc") else {
         return Vec::new();
     };
     processes
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let pid = entry.file_name().to_str()?.parse().ok().filter(|&pid| pid != except)?;
             let uses = use_in(&entry.path(), mountpoint)?;
             let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
             Some(User { pid, command: command.trim().to_owned(), uses })
@@ -109,7 +110,7 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let path = fs::canonicalize(dir.path())?;
         let file = fs::File::create(path.join("held"))?;
-        let users = users_of(&path);
+        let users = users_of(&path, 0);
         assert!(users.iter().any(|user| user.pid == std::process::id()));
         assert!(describe(&users).contains("held"));
         drop(file);
