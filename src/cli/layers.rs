@@ -1,0 +1,183 @@
+//! From the arguments to layer directories, each looked at, with the likely cause of a broken one.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{Code, Failure, OrFail, Outcome};
+use crate::descriptor::{Image, LayerOrder, resolve};
+use crate::union::api::LowerSpec;
+
+/// The order in which the descriptor lists its layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Order {
+    #[default]
+    BottomFirst,
+    TopFirst,
+}
+
+impl From<Order> for LayerOrder {
+    fn from(order: Order) -> Self {
+        match order {
+            Order::BottomFirst => LayerOrder::BottomFirst,
+            Order::TopFirst => LayerOrder::TopFirst,
+        }
+    }
+}
+
+/// A layer and where it should be.
+#[derive(Debug)]
+pub struct Layer {
+    /// The digest; the canonical path for a plain directory.
+    pub identity: String,
+    pub path: PathBuf,
+    /// The root and the repository, for the story of a missing layer.
+    home: Option<(PathBuf, String)>,
+}
+
+/// Reads and parses a descriptor.
+pub fn read_image(path: &Path) -> Outcome<Image> {
+    let bytes = fs::read(path).or_fail(Code::Image, path.display())?;
+    Image::parse(&bytes).or_fail(Code::Image, path.display())
+}
+
+/// The layers of an image, topmost first.
+pub fn of_image(image: &Image, root: &Path, order: Order) -> Outcome<Vec<Layer>> {
+    let root = std::path::absolute(root).or_fail(Code::Usage, root.display())?;
+    let resolved = resolve::layer_paths(image, &root, order.into());
+    Ok(resolved
+        .into_iter()
+        .map(|layer| Layer {
+            identity: layer.digest,
+            path: layer.path,
+            home: Some((root.clone(), layer.repository)),
+        })
+        .collect())
+}
+
+/// A stack of plain directories, topmost first.
+pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
+    dirs.iter()
+        .map(|dir| {
+            let path = match fs::canonicalize(dir) {
+                Ok(path) => path,
+                Err(_) => std::path::absolute(dir).or_fail(Code::Usage, dir.display())?,
+            };
+            Ok(Layer { identity: path.display().to_string(), path, home: None })
+        })
+        .collect()
+}
+
+/// Fails with a line for each layer that is missing or broken.
+pub fn check_all(layers: &[Layer]) -> Outcome<()> {
+    let broken: Vec<String> = layers
+        .iter()
+        .filter_map(|layer| layer.problem().map(|why| format!("  {}: {why}", layer.name())))
+        .collect();
+    if broken.is_empty() {
+        return Ok(());
+    }
+    let head = format!("{} of {} layers cannot be used:", broken.len(), layers.len());
+    Err(Failure::new(Code::Layer, format!("{head}\n{}", broken.join("\n"))))
+}
+
+impl Layer {
+    pub fn spec(&self) -> LowerSpec {
+        LowerSpec { identity: self.identity.clone(), path: self.path.clone() }
+    }
+
+    fn name(&self) -> String {
+        match self.home {
+            Some(_) => format!("layer {} at {}", self.identity, self.path.display()),
+            None => format!("layer {}", self.path.display()),
+        }
+    }
+
+    /// What is wrong with the directory, and why that may be; None when it can be listed.
+    pub fn problem(&self) -> Option<String> {
+        match fs::metadata(&self.path) {
+            Ok(meta) if !meta.is_dir() => return Some("not a directory".to_owned()),
+            Ok(_) => {}
+            Err(e) => return Some(self.explain(&e)),
+        }
+        // Reading one entry shows what opening does not: a client that cannot fetch the catalog.
+        match fs::read_dir(&self.path).and_then(|mut entries| entries.next().transpose()) {
+            Ok(_) => None,
+            Err(e) => Some(self.explain(&e)),
+        }
+    }
+
+    fn explain(&self, e: &io::Error) -> String {
+        let likely = match e.raw_os_error() {
+            Some(libc::ENOENT) => match &self.home {
+                Some((root, repository)) => absent(root, repository),
+                None => "there is no such directory".to_owned(),
+            },
+            Some(libc::ENOTDIR) => "not a directory".to_owned(),
+            Some(libc::ENOTCONN | libc::ECONNABORTED) => {
+                "the CVMFS client of the repository has died; unmount and mount it again".to_owned()
+            }
+            Some(libc::ELOOP) => {
+                "an automount that this mount namespace does not see, or a loop of symlinks; mount \
+                 the repository before entering the namespace, or share mount propagation"
+                    .to_owned()
+            }
+            Some(libc::EIO) => {
+                "the client cannot fetch the data; network, proxy or cache".to_owned()
+            }
+            Some(libc::ESTALE) => "the repository was reloaded beneath; try again".to_owned(),
+            Some(libc::EACCES | libc::EPERM) => {
+                "this user may not read it, or the repository needs an authorization".to_owned()
+            }
+            _ => return e.to_string(),
+        };
+        format!("{e}: {likely}")
+    }
+}
+
+/// Why a layer's directory does not exist: the first thing missing on the way to it tells.
+fn absent(root: &Path, repository: &str) -> String {
+    let home = root.join(repository);
+    if !root.is_dir() {
+        return format!("{} does not exist; is --cvmfs-root right?", root.display());
+    }
+    let mut entries = match fs::read_dir(&home) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return format!(
+                "repository {repository} is not mounted under {} (is --cvmfs-root right?)",
+                root.display()
+            );
+        }
+        Err(e) => return format!("{}: {e}", home.display()),
+    };
+    if entries.next().is_none() {
+        return format!("repository {repository} is not mounted: {} is empty", home.display());
+    }
+    format!("repository {repository} has no such layer; it was collected or never published")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cause_of_an_absent_layer() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let layer = |root: PathBuf| Layer {
+            identity: "11aa".to_owned(),
+            path: root.join("repo.example.org/layers/11aa"),
+            home: Some((root, "repo.example.org".to_owned())),
+        };
+        let said = |root: &Path| layer(root.to_owned()).problem().unwrap_or_default();
+        assert!(said(&dir.path().join("wrong")).contains("--cvmfs-root"));
+        assert!(said(dir.path()).contains("is not mounted under"));
+        fs::create_dir(dir.path().join("repo.example.org"))?;
+        assert!(said(dir.path()).contains("is empty"));
+        fs::create_dir(dir.path().join("repo.example.org/layers"))?;
+        assert!(said(dir.path()).contains("collected"));
+        fs::write(dir.path().join("repo.example.org/layers/11aa"), b"")?;
+        assert_eq!(said(dir.path()), "not a directory");
+        Ok(())
+    }
+}

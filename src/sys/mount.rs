@@ -1,0 +1,287 @@
+//! Mounting and unmounting of FUSE: mount(2) for root, `fusermount3` for everyone else.
+//!
+//! A mountpoint `/dev/fd/N` is a FUSE descriptor that the caller has mounted already. A mount whose
+//! daemon was killed answers ENOTCONN; [`is_dead`] tells it from an absent one.
+
+#![allow(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::mount::{MntFlags, MsFlags};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{getegid, geteuid};
+
+/// The source and the subtype of our mounts.
+pub const NAME: &str = "cvmfs-union";
+/// The type as the mount table shows it.
+pub const FSTYPE: &str = "fuse.cvmfs-union";
+
+const FUSERMOUNT: &str = "fusermount3";
+/// The number of `/dev/fuse`, fixed by the kernel.
+const FUSE_DEVICE: (u32, u32) = (10, 229);
+
+/// How to mount; permission checks by the kernel are always on.
+#[derive(Clone, Debug)]
+pub struct MountFlags {
+    pub flags: MsFlags,
+    pub allow_other: bool,
+}
+
+/// Mounts by mount(2).
+pub fn mount_direct(mountpoint: &Path, how: &MountFlags) -> io::Result<OwnedFd> {
+    let rootmode = fs::metadata(mountpoint)?.mode() & libc::S_IFMT;
+    let device = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .map_err(|e| io::Error::new(e.kind(), format!("/dev/fuse: {e}")))?;
+    let mut data = format!(
+        "fd={},rootmode={rootmode:o},user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        geteuid(),
+        getegid(),
+    );
+    if how.allow_other {
+        data.push_str(",allow_other");
+    }
+    nix::mount::mount(Some(NAME), mountpoint, Some(FSTYPE), how.flags, Some(data.as_str()))?;
+    Ok(device.into())
+}
+
+/// Mounts through the set-uid helper, which hands the descriptor over a socket.
+pub fn mount_fusermount(mountpoint: &Path, how: &MountFlags) -> io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let raw = theirs.as_raw_fd();
+    let mut command = Command::new(FUSERMOUNT);
+    command
+        .arg("-o")
+        .arg(fusermount_options(how))
+        .arg("--")
+        .arg(mountpoint)
+        .env("_FUSE_COMMFD", raw.to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    // SAFETY: the closure runs between fork and exec and makes one async-signal-safe fcntl call on
+    // a descriptor that `theirs` keeps open until after the spawn.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(raw, libc::F_SETFD, 0) {
+            -1 => Err(io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let mut helper = command.spawn().map_err(helper_missing)?;
+    drop(theirs);
+    let received = receive_fd(&ours);
+    let mut said = String::new();
+    if let Some(stderr) = helper.stderr.as_mut() {
+        stderr.read_to_string(&mut said)?;
+    }
+    let status = helper.wait()?;
+    match received? {
+        Some(fd) if status.success() => Ok(fd),
+        _ => Err(helper_failed(&said, status)),
+    }
+}
+
+fn fusermount_options(how: &MountFlags) -> String {
+    let mut options = format!("fsname={NAME},subtype={NAME},default_permissions");
+    // nosuid and nodev are what the helper always sets.
+    for (flag, name) in [
+        (MsFlags::MS_RDONLY, ",ro"),
+        (MsFlags::MS_NOEXEC, ",noexec"),
+        (MsFlags::MS_NOATIME, ",noatime"),
+        (MsFlags::MS_SYNCHRONOUS, ",sync"),
+        (MsFlags::MS_DIRSYNC, ",dirsync"),
+    ] {
+        if how.flags.contains(flag) {
+            options.push_str(name);
+        }
+    }
+    if how.allow_other {
+        options.push_str(",allow_other");
+    }
+    options
+}
+
+/// The descriptor that the helper sends; None when it closed the socket without one.
+fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
+    let mut byte = [0u8];
+    let mut iov = [IoSliceMut::new(&mut byte)];
+    let mut space = nix::cmsg_space!(RawFd);
+    let message = loop {
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            Err(Errno::ECONNRESET) => return Ok(None),
+            other => break other?,
+        }
+    };
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = control
+            && let Some(&fd) = fds.first()
+        {
+            // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it.
+            return Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok(None)
+}
+
+fn helper_missing(e: io::Error) -> io::Error {
+    match e.kind() {
+        io::ErrorKind::NotFound => {
+            io::Error::new(e.kind(), "fusermount3 is not installed (Debian package fuse3)")
+        }
+        kind => io::Error::new(kind, format!("{FUSERMOUNT}: {e}")),
+    }
+}
+
+fn helper_failed(said: &str, status: std::process::ExitStatus) -> io::Error {
+    let said = said.trim();
+    let text = if said.is_empty() { format!("{FUSERMOUNT}: {status}") } else { said.to_owned() };
+    let busy = said.contains("busy");
+    io::Error::new(if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other }, text)
+}
+
+/// Unmounts by umount2(2); `lazy` detaches a busy mount.
+pub fn umount_direct(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut flags = MntFlags::UMOUNT_NOFOLLOW;
+    if lazy {
+        flags |= MntFlags::MNT_DETACH;
+    }
+    Ok(nix::mount::umount2(mountpoint, flags)?)
+}
+
+/// Unmounts through the set-uid helper.
+pub fn umount_fusermount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    let mut command = Command::new(FUSERMOUNT);
+    command.arg("-u");
+    if lazy {
+        command.arg("-z");
+    }
+    let output =
+        command.arg("--").arg(mountpoint).stdin(Stdio::null()).output().map_err(helper_missing)?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(helper_failed(&String::from_utf8_lossy(&output.stderr), output.status))
+}
+
+/// Unmounts by the way that this user has.
+pub fn umount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    if geteuid().is_root() {
+        umount_direct(mountpoint, lazy)
+    } else {
+        umount_fusermount(mountpoint, lazy)
+    }
+}
+
+/// Whether the error is that of a mount without a daemon.
+pub fn is_disconnected(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+}
+
+/// Whether the daemon behind the mountpoint is gone.
+///
+/// The attributes of its root may still be cached, so statfs is asked too, which never is.
+pub fn is_dead(mountpoint: &Path) -> bool {
+    match fs::metadata(mountpoint) {
+        Err(e) => is_disconnected(&e),
+        Ok(_) => matches!(statvfs(mountpoint), Err(Errno::ENOTCONN | Errno::ECONNABORTED)),
+    }
+}
+
+/// The type of the topmost mount at exactly this path; None when it is no mountpoint.
+pub fn mounted_type(mountpoint: &Path) -> io::Result<Option<String>> {
+    Ok(type_in(&fs::read("/proc/self/mountinfo")?, mountpoint))
+}
+
+fn type_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
+    let mut found = None;
+    for line in mountinfo.split(|&b| b == b'\n') {
+        let mut fields = line.split(|&b| b == b' ');
+        if fields.nth(4).map(unescape).as_deref() == Some(mountpoint) {
+            let fstype = fields.skip_while(|f| *f != b"-").nth(1);
+            found = fstype.map(|t| String::from_utf8_lossy(t).into_owned());
+        }
+    }
+    found
+}
+
+/// Undoes the octal escapes of the mount table.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        rest = tail;
+        let octal = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        match octal.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(value) if byte == b'\\' => {
+                out.push(value);
+                rest = tail.get(3..).unwrap_or_default();
+            }
+            _ => out.push(byte),
+        }
+    }
+    OsString::from_vec(out).into()
+}
+
+/// The descriptor that a mountpoint `/dev/fd/N` names.
+pub fn passed_fd(mountpoint: &Path) -> Option<RawFd> {
+    let number = mountpoint.as_os_str().as_bytes().strip_prefix(b"/dev/fd/")?;
+    std::str::from_utf8(number).ok()?.parse().ok().filter(|&fd| fd >= 0)
+}
+
+/// Takes over a descriptor that the caller of the program has passed; call it once for each.
+pub fn take_passed_fd(fd: RawFd) -> io::Result<OwnedFd> {
+    if fd <= 2 {
+        return Err(io::Error::other("a standard stream is no FUSE descriptor"));
+    }
+    let meta = fs::metadata(format!("/proc/self/fd/{fd}"))?;
+    let number = (libc::major(meta.rdev()), libc::minor(meta.rdev()));
+    if !meta.file_type().is_char_device() || number != FUSE_DEVICE {
+        return Err(io::Error::other("not a descriptor of /dev/fuse"));
+    }
+    // SAFETY: the descriptor is open (it was just looked at), it came with the program, and nothing
+    // else in this process knows it: the one caller takes it over.
+    let owned: File = unsafe { OwnedFd::from_raw_fd(fd) }.into();
+    fcntl(&owned, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    Ok(owned.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_table_topmost_and_escapes() {
+        let table = b"22 1 0:21 / /mnt/a\\040b rw shared:1 - ext4 /dev/x rw\n\
+            23 22 0:40 / /mnt/a\\040b rw - fuse.cvmfs-union cvmfs-union rw\n\
+            24 1 0:41 / /mnt rw - tmpfs none rw\n";
+        assert_eq!(type_in(table, Path::new("/mnt/a b")).as_deref(), Some(FSTYPE));
+        assert_eq!(type_in(table, Path::new("/mnt")).as_deref(), Some("tmpfs"));
+        assert_eq!(type_in(table, Path::new("/mnt/a")), None);
+    }
+
+    #[test]
+    fn passed_descriptors() {
+        assert_eq!(passed_fd(Path::new("/dev/fd/7")), Some(7));
+        assert_eq!(passed_fd(Path::new("/dev/fd/-7")), None);
+        assert_eq!(passed_fd(Path::new("/mnt/root")), None);
+        assert!(take_passed_fd(1).is_err());
+        assert!(take_passed_fd(9999).is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! What a daemon needs of its process: a fork that reports back, signals, limits, the user it is.
+//!
+//! [`fork`] must be called while the process has one thread. The parent waits for one report: `ok`,
+//! or an exit code and a message. A child that dies without a report is a failure with its cause.
+
+#![allow(unsafe_code)]
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
+
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{self, ForkResult, Pid};
+
+/// The two processes after [`fork`].
+pub enum Side {
+    Parent(Child),
+    Child(Reporter),
+}
+
+/// The parent's view of the daemon that starts.
+pub struct Child {
+    pid: Pid,
+    pipe: PipeReader,
+}
+
+/// The daemon's line to its waiting parent.
+pub struct Reporter(PipeWriter);
+
+/// What the daemon said.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Report {
+    Ready,
+    Failed { code: u8, message: String },
+}
+
+/// Forks; the child is in a session of its own.
+pub fn fork() -> io::Result<Side> {
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: the process has one thread (the caller's duty, stated above), so that no lock can be
+    // held by another thread at the time of the fork and the child may go on as usual.
+    match unsafe { unistd::fork() }? {
+        ForkResult::Parent { child } => {
+            drop(writer);
+            Ok(Side::Parent(Child { pid: child, pipe: reader }))
+        }
+        ForkResult::Child => {
+            drop(reader);
+            unistd::setsid()?;
+            Ok(Side::Child(Reporter(writer)))
+        }
+    }
+}
+
+impl Child {
+    /// Waits for the report, or for the death of the daemon.
+    pub fn wait(mut self) -> io::Result<Report> {
+        let mut text = Vec::new();
+        self.pipe.read_to_end(&mut text)?;
+        if let Some(report) = decode(&String::from_utf8_lossy(&text)) {
+            return Ok(report);
+        }
+        let cause = match waitpid(self.pid, None)? {
+            WaitStatus::Exited(_, code) => format!("the daemon exited with code {code}"),
+            WaitStatus::Signaled(_, signal, _) => format!("the daemon was killed by {signal}"),
+            other => format!("the daemon is gone: {other:?}"),
+        };
+        Ok(Report::Failed { code: 1, message: format!("{cause} before the mount was ready") })
+    }
+}
+
+impl Reporter {
+    /// Sends the one report; an error means that nobody waits any more.
+    pub fn send(mut self, report: &Report) -> io::Result<()> {
+        self.0.write_all(encode(report).as_bytes())
+    }
+}
+
+fn encode(report: &Report) -> String {
+    match report {
+        Report::Ready => "ok\n".to_owned(),
+        Report::Failed { code, message } => format!("{code} {message}\n"),
+    }
+}
+
+fn decode(text: &str) -> Option<Report> {
+    let text = text.strip_suffix('\n')?;
+    if text == "ok" {
+        return Some(Report::Ready);
+    }
+    let (code, message) = text.split_once(' ')?;
+    Some(Report::Failed { code: code.parse().ok()?, message: message.to_owned() })
+}
+
+/// Lets go of the caller's terminal and pipes.
+pub fn silence_stdio() -> io::Result<()> {
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    unistd::dup2_stdin(&null)?;
+    unistd::dup2_stdout(&null)?;
+    unistd::dup2_stderr(&null)?;
+    Ok(())
+}
+
+/// The signals that ask the daemon to end, blocked in this thread and in those it will start.
+pub fn block_termination() -> io::Result<SigSet> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTERM);
+    set.add(Signal::SIGINT);
+    set.add(Signal::SIGHUP);
+    set.thread_block()?;
+    Ok(set)
+}
+
+/// Raises the limit of open files as far as it goes.
+pub fn raise_open_files() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is a valid rlimit that lives through the call.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    limit.rlim_cur = limit.rlim_max;
+    // SAFETY: `limit` is a valid rlimit that lives through the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Whether the effective user is 0, here or in a user namespace.
+pub fn is_root() -> bool {
+    unistd::geteuid().is_root()
+}
+
+/// Whether the user is root of the machine, not only of a user namespace.
+pub fn is_initial_root() -> bool {
+    is_root() && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_identity_map(&map))
+}
+
+fn is_identity_map(map: &str) -> bool {
+    map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_survive_the_pipe() {
+        for report in [
+            Report::Ready,
+            Report::Failed { code: 4, message: "two\nlines of it".to_owned() },
+            Report::Failed { code: 1, message: String::new() },
+        ] {
+            assert_eq!(decode(&encode(&report)), Some(report));
+        }
+        assert_eq!(decode(""), None);
+        assert_eq!(decode("ok"), None);
+    }
+
+    #[test]
+    fn only_the_whole_range_is_the_initial_namespace() {
+        assert!(is_identity_map("         0          0 4294967295\n"));
+        assert!(!is_identity_map("         0       1000          1\n"));
+    }
+}
