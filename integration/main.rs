@@ -1,0 +1,20 @@
+//! Tests on real mounts: the binary is run, and programs' system calls are made on what it mounts.
+//!
+//! `REQUIRE="fuse root overlayfs pjdfstest setfacl userns"` (or `all`) turns the skipping of tests
+//! that this machine cannot do into a failure. `CVMFS_UNION_TEST_DIR` is where the tests' files
+//! lie, `CVMFS_UNION_TOOLS` where `bin/pjdfstest` is.
+#![allow(
+    unsafe_code,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::undocumented_unsafe_blocks,
+    clippy::let_underscore_must_use
+)]
+
+mod conformance;
+mod differential;
+mod layered;
+mod pjdfstest;
+mod rootless;
+mod support;

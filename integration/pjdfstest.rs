@@ -1,0 +1,76 @@
+//! The POSIX test suite pjdfstest, on an empty and on a populated lower.
+
+use std::fs;
+use std::process::Command;
+
+use crate::support::{Fixture, require_all, run, sys, text, tool};
+
+/// Users that every Debian system has; `naptime` is above the granularity of file times.
+const CONFIG: &str = r#"
+[features]
+posix_fallocate = {}
+rename_ctime = {}
+utime_now = {}
+utimensat = {}
+
+[settings]
+naptime = 0.02
+
+[dummy_auth]
+entries = [["daemon", "daemon"], ["bin", "bin"]]
+"#;
+
+fn suite(fixture: &Fixture) {
+    let config = fixture.scratch().join("pjdfstest.toml");
+    fs::write(&config, CONFIG).unwrap();
+    let output = run(Command::new(tool("pjdfstest").unwrap())
+        .arg("-c")
+        .arg(&config)
+        .arg("-p")
+        .arg(&fixture.mnt)
+        .env("NO_COLOR", "1")
+        .current_dir("/"));
+    let out = text(&output.stdout);
+    let summary = out
+        .lines()
+        .rfind(|line| line.starts_with("Summary"))
+        .unwrap_or_default();
+    eprintln!("{summary}");
+    let failed: Vec<_> = out.lines().filter(|line| line.contains("FAILED")).collect();
+    assert!(
+        output.status.success() && summary.contains(": 0 failed"),
+        "{summary}\n{}\n{out}\n{}",
+        failed.join("\n"),
+        text(&output.stderr)
+    );
+}
+
+#[test]
+fn empty_lower() {
+    if !require_all(&["root", "fuse", "pjdfstest"]) {
+        return;
+    }
+    let mut fixture = Fixture::new("pjdfstest-empty");
+    fixture.lower();
+    fixture.mount();
+    suite(&fixture);
+}
+
+#[test]
+fn populated_lower() {
+    if !require_all(&["root", "fuse", "pjdfstest"]) {
+        return;
+    }
+    let mut fixture = Fixture::new("pjdfstest-populated");
+    for layer in 0..3 {
+        let lower = fixture.lower();
+        for i in 0..50 {
+            let dir = lower.join(format!("dir{}", (i + layer) % 20));
+            fs::create_dir_all(&dir).unwrap();
+            sys::make(dir.join(format!("file{i}")), b"content").unwrap();
+        }
+        sys::make(lower.join(format!(".wh.dir{layer}")), b"").unwrap();
+    }
+    fixture.mount();
+    suite(&fixture);
+}

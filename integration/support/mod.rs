@@ -1,0 +1,531 @@
+//! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
+
+pub mod sys;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
+
+/// Whether this machine can do `what`; if not, says why, and panics where `REQUIRE` insists.
+pub fn require(what: &str) -> bool {
+    let Err(reason) = have(what) else { return true };
+    let insisted = std::env::var("REQUIRE").unwrap_or_default();
+    let mut words = insisted.split([' ', ',']);
+    assert!(
+        !words.any(|word| word == what || word == "all"),
+        "{what} is required by REQUIRE, but {reason}"
+    );
+    eprintln!("skipped: needs {what}, but {reason}");
+    false
+}
+
+/// [`require`] for several at once.
+pub fn require_all(what: &[&str]) -> bool {
+    what.iter().all(|what| require(what))
+}
+
+fn have(what: &str) -> Result<(), String> {
+    let runs = |program: &str, args: &[&str]| {
+        let output = Command::new(program)
+            .args(args)
+            .output()
+            .map_err(|e| format!("{program}: {e}"))?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            let text = String::from_utf8_lossy(&output.stderr);
+            Err(format!("{program} {args:?} failed: {}", text.trim()))
+        }
+    };
+    match what {
+        "root" if unsafe { libc::geteuid() } != 0 => Err("the tests do not run as root".into()),
+        "root" => Ok(()),
+        "fuse" => fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/fuse")
+            .map(drop)
+            .map_err(|e| format!("/dev/fuse cannot be opened: {e}")),
+        "overlayfs" => {
+            let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+            let found = known.lines().any(|line| line.ends_with("\toverlay"));
+            found
+                .then_some(())
+                .ok_or_else(|| "the kernel has no overlayfs".into())
+        }
+        "userns" => runs("unshare", &["-Urm", "true"]),
+        "setfacl" => runs("setfacl", &["--version"]),
+        "pjdfstest" => tool("pjdfstest").map(drop).ok_or_else(|| {
+            "no pjdfstest on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install pjdfstest)".into()
+        }),
+        other => panic!("unknown requirement {other}"),
+    }
+}
+
+/// A program in `$CVMFS_UNION_TOOLS/bin` or on PATH.
+pub fn tool(name: &str) -> Option<PathBuf> {
+    let own = std::env::var_os("CVMFS_UNION_TOOLS").map(|dir| PathBuf::from(dir).join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    own.into_iter()
+        .chain(std::env::split_paths(&path))
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
+}
+
+/// A directory of a test's own, removed with it.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let base =
+            std::env::var_os("CVMFS_UNION_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let dir = base.join(format!(
+            "cvmfs-union-{}-{number}-{name}",
+            std::process::id()
+        ));
+        fs::create_dir_all(&dir).unwrap();
+        sys::chmod(&dir, 0o755).unwrap();
+        Scratch(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.0.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        sys::chmod(&dir, 0o755).unwrap();
+        dir
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if std::env::var_os("CVMFS_UNION_KEEP").is_some() {
+            eprintln!("kept: {}", self.0.display());
+            return;
+        }
+        // By rm, which copes with paths longer than PATH_MAX; never across a mount left behind.
+        let rm = Command::new("rm")
+            .args(["-rf", "--one-file-system"])
+            .arg(&self.0)
+            .status();
+        if !rm.is_ok_and(|status| status.success()) {
+            eprintln!("could not remove {}", self.0.display());
+        }
+    }
+}
+
+/// What mounts the union.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    Overlayfs,
+    Ours,
+}
+
+/// Lower directories, an upper, a mountpoint, and the mount, if it is mounted.
+///
+/// When it goes, it unmounts and asserts that the lowers are what they were at the first mount.
+pub struct Fixture {
+    scratch: Scratch,
+    system: System,
+    pub lowers: Vec<PathBuf>,
+    pub upper: PathBuf,
+    pub work: PathBuf,
+    pub mnt: PathBuf,
+    pub options: Vec<String>,
+    before: Option<Vec<Tree>>,
+    mounted: bool,
+}
+
+impl Fixture {
+    pub fn new(name: &str) -> Self {
+        Self::on(System::Ours, name)
+    }
+
+    pub fn on(system: System, name: &str) -> Self {
+        let scratch = Scratch::new(name);
+        let (upper, work, mnt) = (
+            scratch.dir("upper"),
+            scratch.dir("work"),
+            scratch.dir("mnt"),
+        );
+        Fixture {
+            scratch,
+            system,
+            lowers: Vec::new(),
+            upper,
+            work,
+            mnt,
+            options: Vec::new(),
+            before: None,
+            mounted: false,
+        }
+    }
+
+    /// One more lower directory, beneath those there are.
+    pub fn lower(&mut self) -> PathBuf {
+        let dir = self.scratch.dir(&format!("lower{}", self.lowers.len()));
+        self.lowers.push(dir.clone());
+        dir
+    }
+
+    /// The directory that all of this lies in.
+    pub fn scratch(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// A path in the mount.
+    pub fn at(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.mnt.join(relative)
+    }
+
+    pub fn mount(&mut self) {
+        let output = self.try_mount();
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "mount: {}\n{out}{err}",
+            output.status
+        );
+    }
+
+    /// Mounts, whatever comes of it.
+    pub fn try_mount(&mut self) -> Output {
+        if self.before.is_none() {
+            self.before = Some(self.lower_trees());
+        }
+        let output = match self.system {
+            System::Ours => run(&mut self.mount_command()),
+            System::Overlayfs => {
+                let join = |dirs: &[PathBuf]| {
+                    let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
+                    dirs.join(":")
+                };
+                let options = format!(
+                    "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=on,metacopy=on",
+                    join(&self.lowers),
+                    self.upper.display(),
+                    self.work.display()
+                );
+                let args = ["-t", "overlay", "overlay", "-o", options.as_str()];
+                run(Command::new("mount").args(args).arg(&self.mnt))
+            }
+        };
+        self.mounted |= output.status.success();
+        output
+    }
+
+    fn mount_command(&self) -> Command {
+        let mut command = mount_command();
+        for lower in &self.lowers {
+            command.arg("--lower").arg(lower);
+        }
+        command
+            .arg("--upper")
+            .arg(&self.upper)
+            .arg("--work")
+            .arg(&self.work);
+        command.args(&self.options).arg(&self.mnt);
+        command
+    }
+
+    pub fn umount(&mut self) {
+        if self.mounted {
+            umount(self.system, &self.mnt).unwrap();
+            self.mounted = false;
+        }
+    }
+
+    pub fn remount(&mut self) {
+        self.umount();
+        self.mount();
+    }
+
+    /// For a test that unmounted by other means.
+    pub fn forget_mount(&mut self) {
+        self.mounted = false;
+    }
+
+    fn lower_trees(&self) -> Vec<Tree> {
+        self.lowers.iter().map(|dir| Tree::read(dir)).collect()
+    }
+
+    fn check_lowers(&self) -> Result<(), String> {
+        let Some(before) = &self.before else {
+            return Ok(());
+        };
+        for ((dir, before), after) in self.lowers.iter().zip(before).zip(self.lower_trees()) {
+            if let Some(difference) = before.difference(&after, Compare::BYTES) {
+                return Err(format!("lower {} was changed: {difference}", dir.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        let unmounted = if self.mounted {
+            umount(self.system, &self.mnt)
+        } else {
+            Ok(())
+        };
+        let result = unmounted.and_then(|()| self.check_lowers());
+        if let Err(error) = result {
+            assert!(std::thread::panicking(), "{error}");
+            eprintln!("and also: {error}");
+        }
+    }
+}
+
+/// `cvmfs-union mount` with what the tests need for all users to be served.
+pub fn mount_command() -> Command {
+    let mut command = Command::new(PROGRAM);
+    command.arg("mount");
+    if unsafe { libc::geteuid() } == 0 {
+        command.args(["-o", "allow_other,suid,dev"]);
+    }
+    command
+}
+
+/// Runs a command to its end. Its output goes through files, so that a daemon it leaves behind
+/// does not keep us waiting on a pipe.
+pub fn run(command: &mut Command) -> Output {
+    let scratch = Scratch::new("output");
+    let file = |name: &str| fs::File::create(scratch.path().join(name)).unwrap();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(file("out"))
+        .stderr(file("err"))
+        .status()
+        .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let read = |name: &str| fs::read(scratch.path().join(name)).unwrap();
+    Output {
+        status,
+        stdout: read("out"),
+        stderr: read("err"),
+    }
+}
+
+pub fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Unmounts; lazily, and with an error, if it does not go otherwise.
+pub fn umount(system: System, mnt: &Path) -> Result<(), String> {
+    // A child that another test is about to exec may still hold our descriptors: try for a while.
+    let deadline = Instant::now() + Duration::from_secs(3);
+    let mut said;
+    loop {
+        let output = match system {
+            System::Ours => run(Command::new(PROGRAM).arg("umount").arg(mnt)),
+            System::Overlayfs => run(Command::new("umount").arg(mnt)),
+        };
+        if output.status.success() {
+            return Ok(());
+        }
+        said = text(&output.stderr);
+        if Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let path = sys::c(mnt);
+    unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    Err(format!("umount {}: {said}", mnt.display()))
+}
+
+/// Everything about one object that a comparison may look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    pub mode: u32,
+    pub uid: u32,
+    pub gid: u32,
+    pub nlink: u64,
+    pub size: u64,
+    pub rdev: u64,
+    pub ino: u64,
+    pub mtime: (i64, i64),
+    pub content: Vec<u8>,
+    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// The first path, in order, that is the same file.
+    pub same_as: Vec<u8>,
+}
+
+/// How two trees are compared.
+#[derive(Clone, Copy)]
+pub struct Compare {
+    /// Times from then on are all the same "now".
+    pub now: i64,
+    /// Whether link counts of directories count.
+    pub dir_nlink: bool,
+    /// Whether inode numbers must be equal.
+    pub ino: bool,
+    /// Whether directories' sizes are part of it.
+    pub dir_size: bool,
+}
+
+impl Compare {
+    pub const BYTES: Compare = Compare {
+        now: i64::MAX,
+        dir_nlink: true,
+        ino: true,
+        dir_size: true,
+    };
+}
+
+/// A whole tree, by path relative to its root (which is the empty path).
+#[derive(Clone, Debug, Default)]
+pub struct Tree(pub BTreeMap<Vec<u8>, Node>);
+
+impl Tree {
+    pub fn read(root: &Path) -> Tree {
+        let mut tree = Tree::default();
+        tree.add(root, Vec::new());
+        let mut first: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for (path, node) in &mut tree.0 {
+            node.same_as = first
+                .entry(node.ino)
+                .or_insert_with(|| path.clone())
+                .clone();
+        }
+        tree
+    }
+
+    fn add(&mut self, full: &Path, relative: Vec<u8>) {
+        let meta =
+            fs::symlink_metadata(full).unwrap_or_else(|e| panic!("lstat {}: {e}", full.display()));
+        let kind = meta.file_type();
+        let mut xattrs = BTreeMap::new();
+        for name in sys::listxattr(full).unwrap_or_default() {
+            let value = sys::getxattr(full, OsStr::from_bytes(&name)).unwrap_or_default();
+            xattrs.insert(name, value);
+        }
+        let content = if kind.is_file() {
+            fs::read(full).unwrap_or_else(|e| panic!("read {}: {e}", full.display()))
+        } else if kind.is_symlink() {
+            fs::read_link(full).unwrap().as_os_str().as_bytes().to_vec()
+        } else {
+            Vec::new()
+        };
+        let device = kind.is_char_device() || kind.is_block_device();
+        let node = Node {
+            mode: meta.mode(),
+            uid: meta.uid(),
+            gid: meta.gid(),
+            nlink: meta.nlink(),
+            size: meta.size(),
+            rdev: if device { meta.rdev() } else { 0 },
+            ino: meta.ino(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            content,
+            xattrs,
+            same_as: Vec::new(),
+        };
+        self.0.insert(relative.clone(), node);
+        if !kind.is_dir() {
+            return;
+        }
+        let mut names: Vec<_> = sys::readdir(full)
+            .unwrap_or_else(|e| panic!("readdir {}: {e}", full.display()))
+            .into_iter()
+            .map(|entry| entry.name)
+            .filter(|name| name != b"." && name != b"..")
+            .collect();
+        names.sort();
+        for pair in names.windows(2) {
+            assert_ne!(
+                pair[0],
+                pair[1],
+                "a name is listed twice in {}",
+                full.display()
+            );
+        }
+        for name in names {
+            let mut below = relative.clone();
+            if !below.is_empty() {
+                below.push(b'/');
+            }
+            below.extend(&name);
+            self.add(&full.join(OsStr::from_bytes(&name)), below);
+        }
+    }
+
+    /// The first differences, if there are any.
+    pub fn difference(&self, other: &Tree, how: Compare) -> Option<String> {
+        let mut said = Vec::new();
+        for path in self
+            .0
+            .keys()
+            .chain(other.0.keys().filter(|p| !self.0.contains_key(*p)))
+        {
+            let name = text(path);
+            match (self.0.get(path), other.0.get(path)) {
+                (Some(_), None) => said.push(format!("{name:?} is missing")),
+                (None, Some(_)) => said.push(format!("{name:?} should not be")),
+                (Some(a), Some(b)) => {
+                    let (a, b) = (how.view(a), how.view(b));
+                    if a != b {
+                        said.push(format!("{name:?}: expected {a:?}\n    found {b:?}"));
+                    }
+                }
+                (None, None) => {}
+            }
+        }
+        said.truncate(8);
+        (!said.is_empty()).then(|| said.join("\n  "))
+    }
+}
+
+impl Compare {
+    fn view(self, node: &Node) -> Node {
+        let mut node = node.clone();
+        let dir = node.mode & libc::S_IFMT == libc::S_IFDIR;
+        if node.mtime.0 >= self.now {
+            node.mtime = (i64::MAX, 0);
+        }
+        if dir && !self.dir_nlink {
+            node.nlink = 0;
+        }
+        if dir && !self.dir_size {
+            node.size = 0;
+        }
+        if !self.ino {
+            node.ino = 0;
+        }
+        node
+    }
+}
+
+/// Seconds since the epoch.
+pub fn now() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    i64::try_from(since.unwrap().as_secs()).unwrap()
+}
+
+/// Runs `body` on a thread with a umask, a working directory and credentials of its own.
+pub fn isolated<T: Send>(body: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_FS) }, 0);
+            unsafe { libc::umask(0o022) };
+            body()
+        });
+        thread
+            .join()
+            .unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+    })
+}
