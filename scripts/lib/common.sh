@@ -37,3 +37,14 @@ need_fuse_device() {
     if is_root; then chmod 666 /dev/fuse; fi
     [ -w /dev/fuse ] || die "/dev/fuse is not writable: as root, chmod 666 /dev/fuse"
 }
+
+# clean_up DIR, at exit: nothing stays behind, also when a step failed. Unmounts what is below DIR, deepest first.
+clean_up() {
+    local status=$? mountpoint
+    if [ -e "$1/passwd" ]; then umount /etc/passwd || true; fi
+    while read -r mountpoint; do
+        umount -l "$mountpoint" 2>/dev/null || fusermount3 -uz "$mountpoint" 2>/dev/null || true
+    done < <(cut -d' ' -f5 /proc/self/mountinfo | grep -F "$1/" | sort -r)
+    rm -rf --one-file-system "$1"
+    [ $status = 0 ] || say "the demonstration FAILED ($status)"
+}

@@ -31,19 +31,20 @@ build_step() {
 }
 
 # markers_to_oci DIR LOWERS: the overlay markers of a tree become the plain files of an image layer. Overlayfs marks
-# every new directory as opaque; only where a layer below has that directory does it mean anything.
+# every new directory as opaque; only where a layer below has that directory does it mean anything. The files' times
+# are fixed and their directories' times are kept, so that the same layer has the same digest.
 markers_to_oci() {
     local path lower lowers
     IFS=: read -ra lowers <<<"$2"
     while IFS= read -r -d '' path; do
         [ "$(stat -c %t:%T "$1/$path")" = 0:0 ] || continue
         rm "$1/$path"
-        : >"$(dirname "$1/$path")/.wh.${path##*/}"
+        touch -d @0 "$(dirname "$1/$path")/.wh.${path##*/}"
     done < <(find "$1" -type c -printf '%P\0')
     while IFS= read -r -d '' path; do
         [ "$(getfattr --only-values -n trusted.overlay.opaque "$1/$path" 2>/dev/null)" = y ] || continue
         for lower in "${lowers[@]}"; do
-            if [ -d "$lower/$path" ]; then : >"$1/$path/.wh..wh..opq"; fi
+            if [ -d "$lower/$path" ]; then touch -d @0 "$1/$path/.wh..wh..opq"; fi
         done
     done < <(find "$1" -mindepth 1 -type d -printf '%P\0')
 }
@@ -51,17 +52,18 @@ markers_to_oci() {
 # publish BUILD LOWERS BASE: put the layer below BASE as an ingest leaves it: one owner, no xattrs, hardlinks split.
 # Prints its digest.
 publish() {
-    local build=$1 lowers=$2 base=$3 staged=$1.staged digest bucket target
+    local build=$1 lowers=$2 base=$3 staged=$1.staged digest bucket target dir
     rm -rf "$staged"
     cp -a --reflink=auto "$build" "$staged"
     markers_to_oci "$staged" "$lowers"
-    local pack=(tar --create --sort=name --hard-dereference --numeric-owner --owner=990 --group=990 -C "$staged" .)
+    (cd "$build" && find . -type d -print0) | while IFS= read -r -d '' dir; do touch -r "$build/$dir" "$staged/$dir"; done
+    local pack=(tar --create --sort=name --hard-dereference --numeric-owner --owner="$OWNER" --group="$OWNER" -C "$staged" .)
     digest=$("${pack[@]}" | gzip -n1 | sha256sum | cut -d' ' -f1)
     bucket=$base/${digest:0:2} target=$base/${digest:0:2}/$digest/layerfs
     mkdir -p "$target"
     "${pack[@]}" | tar --extract --preserve-permissions --numeric-owner -C "$target"
     touch {"$base","$bucket","$target"}/.cvmfscatalog
-    chown 990:990 {"$base","$bucket","$target"}{,/.cvmfscatalog} "${target%/*}"
+    chown "$OWNER:$OWNER" {"$base","$bucket","$target"}{,/.cvmfscatalog} "${target%/*}"
     rm -rf "$staged"
     printf '%s\n' "$digest"
 }
