@@ -1,0 +1,50 @@
+# shellcheck shell=bash
+# Shared by the scripts beside this directory: messages, packages, places.
+
+ROOT_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+CACHE_DIR=${CVMFS_UNION_CACHE:-$ROOT_DIR/target/demo}
+
+say() { printf '== %s\n' "$*"; }
+die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
+is_root() { [ "$(id -u)" = 0 ]; }
+
+# Names of those Debian packages among the arguments that are not installed.
+missing_packages() {
+    local package
+    for package in "$@"; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || printf '%s\n' "$package"
+    done
+}
+
+# Install what is missing when root may do it; otherwise say what to install.
+need_packages() {
+    local missing
+    mapfile -t missing < <(missing_packages "$@")
+    [ ${#missing[@]} = 0 ] && return 0
+    if ! is_root; then
+        printf 'missing packages; as root: apt-get install %s\n' "${missing[*]}" >&2
+        return 1
+    fi
+    say "installing ${missing[*]}"
+    apt-get update -qq || true
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+# FUSE for everyone: the device must exist and be open to ordinary users.
+need_fuse_device() {
+    if [ ! -e /dev/fuse ] && is_root; then modprobe fuse 2>/dev/null || mknod /dev/fuse c 10 229; fi
+    [ -e /dev/fuse ] || die "/dev/fuse is not there: load the fuse module"
+    if is_root; then chmod 666 /dev/fuse; fi
+    [ -w /dev/fuse ] || die "/dev/fuse is not writable: as root, chmod 666 /dev/fuse"
+}
+
+# clean_up DIR, at exit: nothing stays behind, also when a step failed. Unmounts what is below DIR, deepest first.
+clean_up() {
+    local status=$? mountpoint
+    if [ -e "$1/passwd" ]; then umount /etc/passwd || true; fi
+    while read -r mountpoint; do
+        umount -l "$mountpoint" 2>/dev/null || fusermount3 -uz "$mountpoint" 2>/dev/null || true
+    done < <(cut -d' ' -f5 /proc/self/mountinfo | grep -F "$1/" | sort -r)
+    rm -rf --one-file-system "$1"
+    [ $status = 0 ] || say "the demonstration FAILED ($status)"
+}
