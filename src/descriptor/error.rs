@@ -49,11 +49,7 @@ impl DescriptorError {
             .strip_suffix(&format!(" at line {line} column {column}"))
             .unwrap_or(&text)
             .to_owned();
-        Self::Syntax {
-            line,
-            column,
-            reason,
-        }
+        Self::Syntax { line, column, reason }
     }
 }
 
@@ -63,11 +59,9 @@ impl fmt::Display for DescriptorError {
             Self::TooLarge { size } => {
                 write!(f, "{size} bytes, more than the limit of {MAX_SIZE}")
             }
-            Self::Syntax {
-                line,
-                column,
-                reason,
-            } => write!(f, "line {line}, column {column}: {reason}"),
+            Self::Syntax { line, column, reason } => {
+                write!(f, "line {line}, column {column}: {reason}")
+            }
             Self::NotAnObject { found } => write!(f, "expected an object, found {found}"),
             Self::Field { field, reason } => write!(f, "{field}: {reason}"),
         }

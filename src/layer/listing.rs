@@ -102,7 +102,8 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let blame = |e| lowers.blame(e, dir, b"");
     let fd = lowers.fd(dir)?;
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let open = file::openat(fd.as_fd(), b".", flags, 0).op("open lower directory").map_err(blame)?;
+    let open =
+        file::openat(fd.as_fd(), b".", flags, 0).op("open lower directory").map_err(blame)?;
     let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
     dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))
         .op("read lower directory")

@@ -7,10 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use super::{check_len, fault};
 
 /// One raw entry: name and `d_type`. `.` and `..` are left out.
-pub fn read_dir(
-    dir: BorrowedFd<'_>,
-    mut each: impl FnMut(&[u8], u8, u64),
-) -> io::Result<()> {
+pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io::Result<()> {
     let mut buf = vec![0u64; 8192];
     loop {
         fault::point()?;
@@ -27,7 +24,9 @@ pub fn read_dir(
         let raw = unsafe { std::slice::from_raw_parts(buf.as_ptr().cast::<u8>(), n) };
         let mut rest = raw;
         // A record: d_ino (8), d_off (8), d_reclen (2), d_type (1), the name and its NUL.
-        while let (Some(len), Some(kind), Some(tail)) = (rest.get(16..18), rest.get(18), rest.get(19..)) {
+        while let (Some(len), Some(kind), Some(tail)) =
+            (rest.get(16..18), rest.get(18), rest.get(19..))
+        {
             let reclen = usize::from(u16::from_ne_bytes([len[0], len[1]]));
             let ino = rest.get(..8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
             let name = tail.split(|b| *b == 0).next().unwrap_or_default();

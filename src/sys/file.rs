@@ -57,7 +57,8 @@ pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> 
 
 pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     fault::point()?;
-    let size = libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    let size =
+        libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: only the descriptor is used.
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }).map(drop)
 }
@@ -65,9 +66,8 @@ pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
-    let ret = unsafe {
-        libc::fallocate(fd.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t)
-    };
+    let ret =
+        unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) };
     check(ret).map(drop)
 }
 

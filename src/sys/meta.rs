@@ -58,11 +58,7 @@ pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Sets access and modification time; `tv_nsec` may be `UTIME_NOW` or `UTIME_OMIT`.
-pub fn utimensat(
-    dir: BorrowedFd<'_>,
-    name: &[u8],
-    times: &[libc::timespec; 2],
-) -> io::Result<()> {
+pub fn utimensat(dir: BorrowedFd<'_>, name: &[u8], times: &[libc::timespec; 2]) -> io::Result<()> {
     fault::point()?;
     let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;

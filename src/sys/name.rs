@@ -27,12 +27,7 @@ pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
 }
 
-pub fn linkat(
-    from: BorrowedFd<'_>,
-    name: &[u8],
-    to: BorrowedFd<'_>,
-    new: &[u8],
-) -> io::Result<()> {
+pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
     fault::point()?;
     let (name, new) = (cstr(name)?, cstr(new)?);
     // SAFETY: both descriptors are open and both strings NUL-terminated for the call.

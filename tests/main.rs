@@ -1,0 +1,4 @@
+//! The tests that need no mount.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod descriptor;
