@@ -68,8 +68,5 @@ fn user_namespace() {
     let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{}\n{said}", output.status);
     let after = crate::support::Tree::read(&fixture.lowers[1]);
-    assert_eq!(
-        before.difference(&after, crate::support::Compare::BYTES),
-        None
-    );
+    assert_eq!(before.difference(&after, crate::support::Compare::BYTES), None);
 }

@@ -207,7 +207,7 @@ impl Job {
         };
         let begun = Instant::now();
         loop {
-            match Union::open(&config) {
+            match Union::new(&config) {
                 Err(e) if is_taken(e.errno()) && begun.elapsed() < UPPER_PATIENCE => {
                     thread::sleep(Duration::from_millis(20));
                 }

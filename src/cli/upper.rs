@@ -309,7 +309,7 @@ mod tests {
         };
         fs::create_dir(upper.join("closed"))?;
         fs::write(upper.join("closed/file"), b"x")?;
-        fs::set_permissions(upper.join("closed"), fs::Permissions::from_mode(0))?;
+        fs::set_permissions(upper.join("closed"), fs::Permissions::from_mode(0o0))?;
         drop(prepared);
         assert!(!upper.exists());
         Ok(())

@@ -1,3 +1,138 @@
-//! The rules of the union, on directories and descriptors; nothing here knows FUSE.
+//! The union: one file system out of read-only layers and a read-write directory.
+//!
+//! Every operation is a method of [`Union`]; one file holds each family of them. Changes go the same
+//! way everywhere: check, copy up the parents, prepare in the work directory, commit by one rename
+//! under the tree lock, update the nodes.
+//!
+//! Locks, in their order: the tree lock (read to use a place in the upper, write to move or remove
+//! names), a directory's index, a node's state, the table. None of them is held while a lower is
+//! asked; what a lower said is checked against the index again afterwards. A copy-up holds its flight,
+//! which only stops others that want the same file.
 
 pub mod api;
+
+mod attr;
+mod copy_up;
+mod create;
+mod file;
+mod link;
+mod lookup;
+mod lowers;
+mod marks;
+mod node;
+mod open;
+mod place;
+mod readdir;
+mod remove;
+mod rename;
+mod statfs;
+mod table;
+mod upper;
+mod work;
+mod xattr;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::error::{Context, Error, Result};
+use crate::layer::{Layer, Lowers};
+use api::{Ino, Owner, ROOT, UnionConfig};
+use node::Node;
+use table::Table;
+use upper::Upper;
+
+/// A mounted stack. Its methods may be called from many threads at once.
+#[derive(Debug)]
+pub struct Union {
+    lowers: Lowers,
+    upper: Option<Upper>,
+    owner: Owner,
+    tree: RwLock<()>,
+    table: Table,
+    listings: lowers::Listings,
+    flights: copy_up::Flights,
+    handles: open::Handles,
+    statfs: Mutex<Option<statfs::Kept>>,
+}
+
+impl Union {
+    /// Opens the layers and the upper. EWOULDBLOCK: another union holds the upper.
+    pub fn new(config: &UnionConfig) -> Result<Union> {
+        if let Some(spec) = &config.upper {
+            for path in [&spec.upper, &spec.work] {
+                refuse_overlap(path, config)?;
+            }
+        }
+        let layers = config
+            .lowers
+            .iter()
+            .map(|l| Layer::open(&l.path, &l.identity))
+            .collect::<Result<_>>()?;
+        let lowers = Lowers::new(layers);
+        let upper = config.upper.as_ref().map(|spec| Upper::open(spec, config)).transpose()?;
+        let root = lookup::root(&lowers, upper.as_ref(), config.owner)?;
+        let union = Union {
+            lowers,
+            upper,
+            owner: config.owner,
+            tree: RwLock::new(()),
+            table: Table::new(root),
+            listings: lowers::Listings::default(),
+            flights: copy_up::Flights::default(),
+            handles: open::Handles::default(),
+            statfs: Mutex::new(None),
+        };
+        union.adopt_root()?;
+        Ok(union)
+    }
+
+    /// Takes `n` lookups of a node back.
+    pub fn forget(&self, ino: Ino, n: u64) {
+        self.table.forget(ino, n);
+    }
+
+    /// Whether a request on this node is answered without asking a lower.
+    pub fn is_local(&self, ino: Ino) -> bool {
+        self.table.find(ino).is_none_or(|node| node.is_local())
+    }
+
+    /// How many nodes are in memory.
+    pub fn nodes(&self) -> usize {
+        self.table.len()
+    }
+
+    fn root(&self) -> Result<Arc<Node>> {
+        self.table.get(ROOT)
+    }
+
+    /// A new upper starts with the attributes of the root below it.
+    fn adopt_root(&self) -> Result<()> {
+        let (Some(upper), root) = (&self.upper, self.root()?) else {
+            return Ok(());
+        };
+        if let (Some(lower), true) = (&root.lower, upper.is_empty()?) {
+            self.copy_metadata(lower, &root, &upper.root_place())?;
+        }
+        if root.as_dir()?.lowers.is_empty() {
+            root.as_dir()?.homegrown.store(upper.is_empty()?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// The upper and the lowers may not contain each other: a lower would be written.
+fn refuse_overlap(path: &Path, config: &UnionConfig) -> Result<()> {
+    let real = |p: &Path| p.canonicalize().op("resolve").map_err(|e| e.at(p));
+    let path = real(path)?;
+    for lower in &config.lowers {
+        let lower = real(&lower.path)?;
+        if path.starts_with(&lower) || lower.starts_with(&path) {
+            let why = "upper and lower must not contain each other, upper";
+            return Err(Error::new(libc::EINVAL, why).at(path).in_layer(lower.to_string_lossy()));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! Attributes: reading and changing them.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use super::Union;
+use super::api::{Attr, Caller, Ino, Kind, SetAttr, SetTime, Time};
+use super::copy_up::Want;
+use super::node::Node;
+use super::place::{At, Tree};
+use crate::error::{Context, Error, Result};
+use crate::layer::Listing;
+use crate::sys::meta::{self, Stat};
+use crate::sys::{file, xattr};
+
+fn time(sec: i64, nsec: i64) -> Time {
+    Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }
+}
+
+/// What the kernel takes away from a file that somebody changes: set-uid, and set-gid where it is
+/// not a mark for mandatory locks.
+pub fn stripped(mode: u32) -> u32 {
+    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    mode & !(libc::S_ISUID | group)
+}
+
+impl Union {
+    /// The attributes of a node, or of what a handle has open.
+    pub fn getattr(&self, ino: Ino, _fh: Option<u64>) -> Result<Attr> {
+        let node = self.table.get(ino)?;
+        self.attr(&node)
+    }
+
+    pub(super) fn attr(&self, node: &Node) -> Result<Attr> {
+        let listing = match &node.dir {
+            Some(dir) if dir.lowers.len() > 1 || node.state.read().upper => {
+                Some(self.listing(node)?)
+            }
+            _ => None,
+        };
+        let tree = self.read_tree();
+        let (upper, removed, metacopy, delta) = {
+            let state = node.state.read();
+            (state.upper, state.removed, state.metacopy, state.nlink_delta)
+        };
+        let mut stat = if upper {
+            self.place(&tree, node)?.stat()?
+        } else {
+            let lower = node.lower.as_ref();
+            lower.ok_or_else(|| Error::new(libc::EIO, "node without an object"))?.stat
+        };
+        let mut nlink = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
+        if let (true, Some(lower)) = (metacopy, &node.lower) {
+            stat.st_blocks = lower.stat.st_blocks;
+        }
+        if removed {
+            nlink = 0;
+        } else if let Some(listing) = &listing {
+            if upper && listing.is_empty() && nlink >= 2 {
+                // The upper's own count is right.
+            } else {
+                nlink = 2 + self.count_subdirs(&tree, node, listing)?;
+            }
+        } else if !node.is_dir() {
+            nlink += delta;
+        }
+        Ok(self.attr_of(node, &stat, u32::try_from(nlink.max(0)).unwrap_or(u32::MAX)))
+    }
+
+    fn attr_of(&self, node: &Node, stat: &Stat, nlink: u32) -> Attr {
+        Attr {
+            ino: node.ino,
+            kind: node.kind,
+            mode: stat.st_mode & 0o7777,
+            nlink,
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            rdev: if matches!(node.kind, Kind::Char | Kind::Block) { node.rdev } else { 0 },
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+            blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+            atime: time(stat.st_atime, stat.st_atime_nsec),
+            mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+            ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        }
+    }
+
+    fn count_subdirs(&self, tree: &Tree<'_>, node: &Node, listing: &Listing) -> Result<i64> {
+        let index = self.index(tree, node)?;
+        let is_dir = |kind: u8| kind == libc::DT_DIR;
+        let above = index.after(0).filter(|(_, _, h)| h.object.is_some_and(is_dir)).count();
+        let shown = |e: &&crate::layer::Listed| is_dir(e.kind) && index.get(&e.name).is_none();
+        let below = listing.from(0).iter().filter(shown).count();
+        Ok(i64::try_from(above + below).unwrap_or(i64::MAX))
+    }
+
+    /// Changes attributes. With nothing to change, privileges are dropped (`FUSE_HANDLE_KILLPRIV_V2`).
+    pub fn setattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        fh: Option<u64>,
+        set: &SetAttr,
+    ) -> Result<Attr> {
+        let node = self.table.get(ino)?;
+        if let Some(size) = set.size {
+            self.truncate(caller, &node, fh, size)?;
+        } else {
+            self.copy_up(&node, Want::Meta)?;
+        }
+        {
+            let tree = self.read_tree();
+            let at = self.place(&tree, &node)?;
+            if set.uid.is_some() || set.gid.is_some() {
+                meta::fchownat(at.fd(), &at.name, set.uid, set.gid).op("chown")?;
+            }
+            if let Some(mode) = set.mode {
+                meta::fchmodat(at.fd(), &at.name, mode).op("chmod")?;
+            }
+            if set.atime.is_some() || set.mtime.is_some() {
+                let times = [timespec(set.atime), timespec(set.mtime)];
+                meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
+            }
+            if is_empty(set) {
+                drop_privileges(&at)?;
+            }
+        }
+        self.attr(&node)
+    }
+
+    fn truncate(
+        &self,
+        caller: &Caller,
+        node: &Arc<Node>,
+        fh: Option<u64>,
+        size: u64,
+    ) -> Result<()> {
+        if node.is_dir() {
+            return Err(Error::new(libc::EISDIR, "truncate"));
+        }
+        self.copy_up(node, if size == 0 { Want::Empty } else { Want::Data })?;
+        let fd = match fh {
+            Some(fh) => self.fd_of(fh)?,
+            None => {
+                let tree = self.read_tree();
+                Arc::new(self.place(&tree, node)?.open(libc::O_WRONLY | libc::O_NONBLOCK)?)
+            }
+        };
+        file::ftruncate(fd.as_fd(), size).op("truncate")?;
+        if caller.uid != 0 {
+            drop_set_ids(fd.as_fd())?;
+        }
+        Ok(())
+    }
+}
+
+/// Clears the set-id bits of an open file, as Linux does when its data change.
+pub fn drop_set_ids(fd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    let stat = meta::fstatat(fd, b"").op("stat upper")?;
+    let mode = stat.st_mode & 0o7777;
+    if stripped(mode) != mode {
+        meta::fchmodat(fd, b"", stripped(mode)).op("drop set-id bits")?;
+    }
+    Ok(())
+}
+
+/// Clears set-id bits and capabilities.
+fn drop_privileges(at: &At) -> Result<()> {
+    let mode = at.stat()?.st_mode & 0o7777;
+    if stripped(mode) != mode {
+        meta::fchmodat(at.fd(), &at.name, stripped(mode)).op("drop set-id bits")?;
+    }
+    match xattr::remove(at.fd(), &at.name, c"security.capability") {
+        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
+            Err(e).op("drop capabilities")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_empty(set: &SetAttr) -> bool {
+    set.mode.is_none()
+        && set.uid.is_none()
+        && set.gid.is_none()
+        && set.size.is_none()
+        && set.atime.is_none()
+        && set.mtime.is_none()
+}
+
+fn timespec(time: Option<SetTime>) -> libc::timespec {
+    let (tv_sec, tv_nsec) = match time {
+        None => (0, libc::UTIME_OMIT),
+        Some(SetTime::Now) => (0, libc::UTIME_NOW),
+        Some(SetTime::At(t)) => (t.sec, i64::from(t.nsec)),
+    };
+    libc::timespec { tv_sec, tv_nsec }
+}

@@ -1,0 +1,464 @@
+//! Copy-up: an object of a lower comes to stand in the upper, whole or not at all.
+//!
+//! One copy-up at a time for each object; others wait for its result. The parents come first. The
+//! copy is made in the work directory, with its data, owner, mode, attributes, number and times, and
+//! takes its place by one rename.
+
+use std::collections::HashSet;
+use std::ffi::CString;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::Union;
+use super::api::{Durability, Ino, Kind, ROOT};
+use super::marks::{self, Mark, Space};
+use super::node::{LowerAt, Node};
+use super::place::{At, Tree};
+use super::upper::Upper;
+use super::work::Temp;
+use crate::error::{Context, Error, Result, best_effort};
+use crate::sys::meta::{self, Stat};
+use crate::sys::{copy, file, name, xattr};
+
+/// The most that one call copies.
+const CHUNK: u64 = 1 << 20;
+
+/// How much of a file is wanted in the upper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    /// The attributes; the data may stay below.
+    Meta,
+    Data,
+    /// A file of length 0: its data are about to be cut off.
+    Empty,
+}
+
+/// The copy-ups under way.
+#[derive(Debug, Default)]
+pub struct Flights {
+    nodes: Mutex<HashSet<Ino>>,
+    landed: Condvar,
+}
+
+/// One copy-up under way; ends when dropped.
+struct Flight<'a> {
+    flights: &'a Flights,
+    ino: Ino,
+}
+
+impl Flights {
+    fn enter(&self, ino: Ino) -> Flight<'_> {
+        let mut nodes = self.nodes.lock();
+        while !nodes.insert(ino) {
+            self.landed.wait(&mut nodes);
+        }
+        Flight { flights: self, ino }
+    }
+}
+
+impl Drop for Flight<'_> {
+    fn drop(&mut self) {
+        self.flights.nodes.lock().remove(&self.ino);
+        self.flights.landed.notify_all();
+    }
+}
+
+impl Union {
+    /// Brings an object, and its parents, to the upper. EROFS on a read-only mount.
+    pub(super) fn copy_up(&self, node: &Arc<Node>, want: Want) -> Result<()> {
+        self.upper()?;
+        let done = |n: &Node| {
+            let state = n.state.read();
+            state.upper && (want == Want::Meta || !state.metacopy)
+        };
+        while !done(node) {
+            let mut chain = vec![node.clone()];
+            while let Some(parent) = chain.last().and_then(missing_parent) {
+                chain.push(parent);
+            }
+            while let Some(next) = chain.pop() {
+                let want = if chain.is_empty() { want } else { Want::Meta };
+                if !self.copy_up_one(&next, want)? {
+                    // A rename put it under a parent that is not there yet.
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// False if the parent is missing in the upper after all.
+    fn copy_up_one(&self, node: &Arc<Node>, want: Want) -> Result<bool> {
+        let _flight = self.flights.enter(node.ino);
+        let (upper, metacopy) = {
+            let state = node.state.read();
+            (state.upper, state.metacopy)
+        };
+        if upper {
+            if metacopy && want != Want::Meta {
+                self.fill(node, want)?;
+            }
+            return Ok(true);
+        }
+        let lower = node.lower.as_ref().ok_or_else(|| Error::new(libc::EIO, "copy up nothing"))?;
+        let keeps_data = want == Want::Meta
+            && node.kind == Kind::File
+            && lower.stat.st_size > 0
+            && self.upper()?.extended;
+        let temp = self.make_copy(node, lower, want, keeps_data)?;
+        self.publish_copy(node, temp, keeps_data)
+    }
+
+    /// The copy in the work directory, complete.
+    fn make_copy(
+        &self,
+        node: &Node,
+        lower: &LowerAt,
+        want: Want,
+        keeps_data: bool,
+    ) -> Result<Temp<'_>> {
+        let upper = self.upper()?;
+        let temp = Temp::new(upper);
+        let at = temp.place();
+        let mode = lower.stat.st_mode & libc::S_IFMT;
+        let mut opened = None;
+        match node.kind {
+            Kind::Dir => name::mkdirat(at.fd(), &at.name, 0o700).op("copy up directory")?,
+            Kind::Symlink => {
+                let target = self.read_lower_link(lower)?;
+                name::symlinkat(&target, at.fd(), &at.name).op("copy up symlink")?;
+            }
+            Kind::File => {
+                let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+                let fd = file::openat(at.fd(), &at.name, flags, 0o600).op("copy up file")?;
+                if keeps_data {
+                    let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
+                    file::ftruncate(fd.as_fd(), size).op("copy up file")?;
+                    upper.space.set(&at, Mark::Redirect, &lower.path())?;
+                    upper.space.set(&at, Mark::Metacopy, b"")?;
+                } else if want != Want::Empty {
+                    self.copy_data(lower, &fd)?;
+                }
+                opened = Some(fd);
+            }
+            _ if upper.devices || matches!(node.kind, Kind::Fifo | Kind::Socket) => {
+                name::mknodat(at.fd(), &at.name, mode | 0o600, lower.stat.st_rdev)
+                    .op("copy up special file")?;
+            }
+            kind => upper.write_special(&at, kind, lower.stat.st_rdev)?,
+        }
+        self.copy_metadata(lower, node, &at)?;
+        if let Some(fd) = opened
+            && want == Want::Data
+            && upper.durability != Durability::Volatile
+        {
+            file::fdatasync(fd.as_fd()).op("sync copy")?;
+        }
+        Ok(temp)
+    }
+
+    /// Owner, mode, attributes, number and times of a lower object onto its copy.
+    pub(super) fn copy_metadata(&self, lower: &LowerAt, node: &Node, to: &At) -> Result<()> {
+        let upper = self.upper()?;
+        let stat = &lower.stat;
+        let mut mode = stat.st_mode & 0o7777;
+        match meta::fchownat(to.fd(), &to.name, Some(stat.st_uid), Some(stat.st_gid)) {
+            Err(e) if may_not_chown(&e) => {
+                // What belongs to somebody else now must not lend that somebody's rights.
+                if !node.is_dir() {
+                    mode &= !(libc::S_ISUID | libc::S_ISGID);
+                }
+            }
+            other => other.op("copy up owner")?,
+        }
+        if node.kind != Kind::Symlink {
+            meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
+        }
+        self.copy_xattrs(lower, to)?;
+        if node.ino != ROOT {
+            match upper.space {
+                Space::None => upper.remember(to.stat()?.st_ino, node.ino),
+                space => match space.set(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
+                    // `user.` attributes exist on files and directories only.
+                    Err(e) if e.errno() == libc::EPERM => {
+                        upper.remember(to.stat()?.st_ino, node.ino);
+                    }
+                    other => other?,
+                },
+            }
+        }
+        restore_times(to, stat)
+    }
+
+    fn copy_xattrs(&self, lower: &LowerAt, to: &At) -> Result<()> {
+        let keys = self.lowers.list_xattrs(&lower.dir, &lower.name)?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let dir = self.lowers.fd(&lower.dir)?;
+        let blame = |e| self.lowers.blame(e, &lower.dir, &lower.name);
+        for key in keys.iter().filter(|k| marks::unescape(k).is_some()) {
+            let key = CString::new(key.as_slice())
+                .map_err(|_| Error::new(libc::EIO, "attribute name"))?;
+            let value = match xattr::get(dir.as_fd(), &lower.name, &key) {
+                Err(e) if e.raw_os_error() == Some(libc::ENODATA) => continue,
+                other => other.op("read xattr of lower").map_err(blame)?,
+            };
+            match xattr::set(to.fd(), &to.name, &key, &value, 0) {
+                // What this file system or this user cannot store stays behind.
+                Err(e) if marks::unsupported(&e) || may_not_chown(&e) => {}
+                other => other.op("copy up xattr")?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies all the data of a lower file; holes stay holes.
+    fn copy_data(&self, lower: &LowerAt, to: &OwnedFd) -> Result<()> {
+        let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
+        if size == 0 {
+            return Ok(());
+        }
+        let from = self.open_lower(lower)?;
+        let blame = |e| self.lowers.blame(e, &lower.dir, &lower.name);
+        if copy::clone(from.as_fd(), to.as_fd()).is_ok() {
+            return Ok(());
+        }
+        let mut at = 0;
+        while at < size {
+            let (begin, end) = next_data(from.as_fd(), at, size);
+            copy_range(from.as_fd(), to.as_fd(), begin, end).map_err(blame)?;
+            at = end;
+        }
+        file::ftruncate(to.as_fd(), size).op("copy up file")
+    }
+
+    /// Moves the copy to its place, under the tree lock. False: there is no parent to put it in.
+    fn publish_copy(&self, node: &Arc<Node>, temp: Temp<'_>, keeps_data: bool) -> Result<bool> {
+        let upper = self.upper()?;
+        let tree = self.write_tree();
+        let (removed, link) = {
+            let state = node.state.read();
+            (state.removed, state.links.first().cloned())
+        };
+        if removed {
+            // Its names are gone, but it is open: it goes on without a name.
+            let fd = temp.place().open(libc::O_PATH)?;
+            drop(temp);
+            let mut state = node.state.write();
+            state.orphan = Some(Arc::new(fd));
+            state.upper = true;
+            state.metacopy = keeps_data;
+            drop(state);
+            node.moved();
+            return Ok(true);
+        }
+        let link = link.ok_or_else(|| Error::new(libc::EIO, "copy up without a name"))?;
+        if !link.parent.state.read().upper {
+            return Ok(false);
+        }
+        let shared = node.lower.as_ref().filter(|l| !node.is_dir() && l.stat.st_nlink > 1);
+        let mut delta = 0;
+        if let Some(lower) = shared {
+            // Two names are in the upper then: this one and the index entry.
+            delta = i64::try_from(lower.stat.st_nlink).unwrap_or(i64::MAX).saturating_sub(2);
+            self.index_copy(upper, node.ino, &temp, delta)?;
+        }
+        self.commit_copy(&tree, &link.parent, &link.name, temp, node)?;
+        let mut state = node.state.write();
+        state.upper = true;
+        state.metacopy = keeps_data;
+        state.indexed = shared.is_some();
+        state.nlink_delta = delta;
+        for known in &mut state.links {
+            known.in_upper |= known.is(&link.parent, &link.name);
+        }
+        drop(state);
+        node.moved();
+        Ok(true)
+    }
+
+    /// The rename, with the parent's times kept: nothing changed as users see it.
+    fn commit_copy(
+        &self,
+        tree: &Tree<'_>,
+        parent: &Arc<Node>,
+        name: &[u8],
+        temp: Temp<'_>,
+        node: &Node,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let dir = At { dir: self.dir_fd(tree, parent)?, name: Vec::new() };
+        let times = dir.stat()?;
+        let to = self.child_place(tree, parent, name)?;
+        let mut index = self.index(tree, parent)?;
+        temp.publish(&to, 0)?;
+        index.set(name, Some(node.kind.dtype()), false);
+        drop(index);
+        best_effort("keep the times of the parent", restore_times(&dir, &times));
+        if upper.durability == Durability::Full {
+            let open = dir.open(libc::O_RDONLY | libc::O_DIRECTORY)?;
+            file::fsync(open.as_fd()).op("sync directory")?;
+        }
+        Ok(())
+    }
+
+    /// Gives the copy of a file with several names its entry in the index.
+    fn index_copy(&self, upper: &Upper, ino: Ino, temp: &Temp<'_>, delta: i64) -> Result<()> {
+        let entry = upper.index_place(ino)?;
+        if upper.space != Space::None {
+            upper.space.set(&temp.place(), Mark::Nlink, delta.to_string().as_bytes())?;
+        }
+        match name::unlinkat(entry.fd(), &entry.name) {
+            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e).op("clean index"),
+            _ => {}
+        }
+        name::linkat(temp.fd(), &temp.name, entry.fd(), &entry.name).op("link into index")
+    }
+
+    /// Gives a name that only a lower holds to the copied-up object it belongs to.
+    pub(super) fn link_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<()> {
+        self.copy_up(node, Want::Meta)?;
+        self.copy_up(parent, Want::Meta)?;
+        let upper = self.upper()?;
+        let tree = self.write_tree();
+        let alone = {
+            let state = node.state.read();
+            state.links.iter().any(|l| l.is(parent, name) && !l.in_upper)
+        };
+        if !alone {
+            return Ok(());
+        }
+        let temp = Temp::new(upper);
+        let from = self.place(&tree, node)?;
+        name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
+        let delta = node.state.read().nlink_delta - 1;
+        if upper.space != Space::None {
+            upper.space.set(&from, Mark::Nlink, delta.to_string().as_bytes())?;
+        }
+        self.commit_copy(&tree, parent, name, temp, node)?;
+        node.add_link(parent, name, true);
+        node.state.write().nlink_delta = delta;
+        Ok(())
+    }
+
+    /// Brings the data of a metadata copy to where its metadata are.
+    fn fill(&self, node: &Arc<Node>, want: Want) -> Result<()> {
+        let upper = self.upper()?;
+        let at = {
+            let tree = self.read_tree();
+            let at = self.place(&tree, node)?;
+            At { dir: Arc::new(at.open(libc::O_RDWR)?), name: Vec::new() }
+        };
+        let fd = at.dir.clone();
+        let before = at.stat()?;
+        match (&node.lower, want) {
+            (Some(lower), Want::Data) => {
+                self.copy_data(lower, &fd)?;
+                restore_times(&at, &before)?;
+                if upper.durability != Durability::Volatile {
+                    file::fdatasync(fd.as_fd()).op("sync copy")?;
+                }
+            }
+            _ => file::ftruncate(fd.as_fd(), 0).op("truncate")?,
+        }
+        // Privileges that the copying cost the file are the user's to lose, not ours.
+        if at.stat()?.st_mode != before.st_mode {
+            meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
+        }
+        upper.space.clear(&at, Mark::Metacopy)?;
+        upper.space.clear(&at, Mark::Redirect)?;
+        node.state.write().metacopy = false;
+        node.generation.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl Kind {
+    /// The `d_type` of this kind.
+    pub(super) fn dtype(self) -> u8 {
+        match self {
+            Kind::File => libc::DT_REG,
+            Kind::Dir => libc::DT_DIR,
+            Kind::Symlink => libc::DT_LNK,
+            Kind::Fifo => libc::DT_FIFO,
+            Kind::Socket => libc::DT_SOCK,
+            Kind::Char => libc::DT_CHR,
+            Kind::Block => libc::DT_BLK,
+        }
+    }
+}
+
+fn missing_parent(node: &Arc<Node>) -> Option<Arc<Node>> {
+    let state = node.state.read();
+    if state.upper || state.removed {
+        return None;
+    }
+    let parent = state.links.first().map(|l| l.parent.clone())?;
+    let missing = !parent.state.read().upper;
+    missing.then_some(parent)
+}
+
+/// The error of a daemon that may not do what only root may, or whose user namespace lacks an id.
+fn may_not_chown(e: &std::io::Error) -> bool {
+    match e.raw_os_error() {
+        Some(libc::EPERM) => true,
+        Some(libc::EINVAL) => !crate::sys::process::is_initial_root(),
+        _ => false,
+    }
+}
+
+fn restore_times(at: &At, stat: &Stat) -> Result<()> {
+    let times = [
+        libc::timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec },
+        libc::timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec },
+    ];
+    meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
+}
+
+/// The next piece of data from an offset on; what lies before it is a hole.
+fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> (u64, u64) {
+    let offset = i64::try_from(at).unwrap_or(i64::MAX);
+    let begin = match file::lseek(fd, offset, libc::SEEK_DATA) {
+        Ok(begin) => begin,
+        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return (size, size),
+        Err(_) => return (at, size),
+    };
+    let end = file::lseek(fd, begin, libc::SEEK_HOLE).ok().and_then(|e| u64::try_from(e).ok());
+    (u64::try_from(begin).unwrap_or(at), end.unwrap_or(size).min(size))
+}
+
+/// Copies a range; EIO if the source ends before it should.
+fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, begin: u64, end: u64) -> Result<()> {
+    let mut at = begin;
+    while at < end {
+        let len = usize::try_from((end - at).min(CHUNK * 64)).unwrap_or(usize::MAX);
+        match copy::copy_file_range(from, at, to, at, len) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => at += n as u64,
+        }
+    }
+    let mut buf = Vec::new();
+    while at < end {
+        buf.resize(usize::try_from((end - at).min(CHUNK)).unwrap_or(0), 0);
+        let n = file::pread(from, &mut buf, at).op("read lower")?;
+        if n == 0 {
+            return Err(Error::new(libc::EIO, "read lower, which is shorter than it says"));
+        }
+        let mut rest = buf.get(..n).unwrap_or_default();
+        while !rest.is_empty() {
+            let n = file::pwrite(to, rest, at).op("write copy")?;
+            rest = rest.get(n..).unwrap_or_default();
+            at += n as u64;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! Making objects: `create`, `mkdir`, `mknod`, `symlink`.
+//!
+//! Where the daemon's own ids are the right ones and nothing stands in the way, that is one system
+//! call in the upper. Else the object is finished in the work directory and moved to its place.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::Union;
+use super::api::{Attr, Caller, Ino, Kind};
+use super::copy_up::Want;
+use super::lookup::check_name;
+use super::lowers::kind_of;
+use super::node::Node;
+use super::open::CREATE_FLAGS;
+use super::place::{At, Tree};
+use super::upper::Upper;
+use super::work::Temp;
+use crate::error::{Context, Error, Result};
+use crate::sys::meta::Stat;
+use crate::sys::{file, meta, name, xattr};
+
+const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
+/// What to make.
+#[derive(Clone, Copy, Debug)]
+enum What<'a> {
+    /// With the flags to open it with.
+    File(i32),
+    Dir,
+    Symlink(&'a [u8]),
+    /// A fifo, socket, device or file: `S_IFMT` bits and device number.
+    Node(u32, u64),
+}
+
+/// An object to be made: what, and with which attributes.
+#[derive(Clone, Copy, Debug)]
+struct Plan<'a> {
+    what: What<'a>,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    /// Stored as a file that stands for it.
+    special: Option<(Kind, u64)>,
+}
+
+impl Union {
+    pub fn create(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        flags: i32,
+    ) -> Result<(Attr, u64)> {
+        let parent = self.table.get(parent)?;
+        loop {
+            let what = What::File(flags & CREATE_FLAGS);
+            let (node, fh) = match self.make(caller, &parent, name.as_bytes(), mode, what) {
+                Ok((node, Some(fd))) => (node.clone(), self.opened(node, flags, fd)),
+                Ok((node, None)) => (node.clone(), self.open_node(caller, node, flags)?),
+                // Somebody else was faster.
+                Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {
+                    let Some(node) = self.resolve(&parent, name.as_bytes())? else {
+                        continue;
+                    };
+                    (node.clone(), self.open_node(caller, node, flags)?)
+                }
+                Err(e) => return Err(e),
+            };
+            let attr = self.attr(&node).inspect_err(|_| self.release(fh))?;
+            self.table.count(&node);
+            return Ok((attr, fh));
+        }
+    }
+
+    pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
+        self.make_entry(caller, parent, name, mode, What::Dir)
+    }
+
+    /// `mode` holds the kind.
+    pub fn mknod(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        rdev: u32,
+    ) -> Result<Attr> {
+        let kind = if mode & libc::S_IFMT == 0 { libc::S_IFREG } else { mode & libc::S_IFMT };
+        let what = What::Node(kind, u64::from(rdev));
+        self.make_entry(caller, parent, name, mode & 0o7777, what)
+    }
+
+    pub fn symlink(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        target: &[u8],
+    ) -> Result<Attr> {
+        self.make_entry(caller, parent, name, 0o777, What::Symlink(target))
+    }
+
+    fn make_entry(
+        &self,
+        caller: &Caller,
+        parent: Ino,
+        name: &OsStr,
+        mode: u32,
+        what: What<'_>,
+    ) -> Result<Attr> {
+        let parent = self.table.get(parent)?;
+        let (node, _) = self.make(caller, &parent, name.as_bytes(), mode, what)?;
+        let attr = self.attr(&node)?;
+        self.table.count(&node);
+        Ok(attr)
+    }
+
+    fn make(
+        &self,
+        caller: &Caller,
+        parent: &Arc<Node>,
+        name: &[u8],
+        mode: u32,
+        what: What<'_>,
+    ) -> Result<(Arc<Node>, Option<OwnedFd>)> {
+        check_name(name)?;
+        let listing = self.listing(parent)?;
+        self.copy_up(parent, Want::Meta)?;
+        let upper = self.upper()?;
+        let tree = self.read_tree();
+        let dir = At { dir: self.dir_fd(&tree, parent)?, name: Vec::new() };
+        let to = self.child_place(&tree, parent, name)?;
+        let held = self.held(&tree, parent, name)?;
+        let mut index = self.index(&tree, parent)?;
+        if index.get(name) != held {
+            return Err(Error::new(libc::EEXIST, "create"));
+        }
+        let below = listing.get(name).is_some();
+        if held.map_or(below, |h| h.object.is_some()) {
+            return Err(Error::new(libc::EEXIST, "create"));
+        }
+        let hidden = held.is_some();
+        let acl = match index.default_acl {
+            Some(has) => has,
+            None => *index.default_acl.insert(has_default_acl(&dir)?),
+        };
+        let parent_stat = dir.stat()?;
+        let plan = plan(upper, caller, &parent_stat, mode, what, acl);
+        let plain = !hidden
+            && plan.special.is_none()
+            && (!upper.privileged()
+                || plan.uid == upper.uid
+                    && (plan.gid == upper.gid || parent_stat.st_mode & libc::S_ISGID != 0));
+        let fd = if plain {
+            make_at(&to, &plan)?
+        } else {
+            let inherit = if acl { Some(&dir) } else { None };
+            let opaque = matches!(what, What::Dir) && below;
+            let made = self.make_in_work(upper, &plan, inherit, opaque)?;
+            made.publish(self, &tree, &to, name, &plan)?
+        };
+        let stat = to.stat()?;
+        let node = self.born(&stat, plan.special);
+        index.set(name, Some(node.kind.dtype()), false);
+        drop(index);
+        node.add_link(parent, name, true);
+        Ok((node, fd))
+    }
+
+    fn make_in_work<'a>(
+        &self,
+        upper: &'a Upper,
+        plan: &Plan<'_>,
+        inherit: Option<&At>,
+        opaque: bool,
+    ) -> Result<Made<'a>> {
+        let temp = Temp::new(upper);
+        let at = match inherit {
+            None => temp.place(),
+            Some(parent) => {
+                // A directory with the parent's default ACL lends it to what is made in it.
+                name::mkdirat(temp.fd(), &temp.name, 0o700).op("make temporary")?;
+                let acl = xattr::get(parent.fd(), &parent.name, DEFAULT_ACL).op("read ACL")?;
+                xattr::set(temp.fd(), &temp.name, DEFAULT_ACL, &acl, 0).op("set ACL")?;
+                let nest = temp.place().open(libc::O_PATH | libc::O_DIRECTORY)?;
+                At { dir: Arc::new(nest), name: b"made".to_vec() }
+            }
+        };
+        let fd = match plan.special {
+            Some((kind, rdev)) => {
+                upper.write_special(&at, kind, rdev)?;
+                None
+            }
+            None => make_at(&at, plan)?,
+        };
+        if upper.privileged() {
+            meta::fchownat(at.fd(), &at.name, Some(plan.uid), Some(plan.gid)).op("chown")?;
+        }
+        if !matches!(plan.what, What::Symlink(_)) {
+            // chown takes set-id bits away, and mkdir never sets them.
+            let mode = at.stat()?.st_mode & 0o7777;
+            let wanted = match plan.special {
+                Some(_) => plan.mode,
+                None => mode | plan.mode & (libc::S_ISUID | libc::S_ISGID | libc::S_ISVTX),
+            };
+            if mode != wanted {
+                meta::fchmodat(at.fd(), &at.name, wanted).op("chmod")?;
+            }
+        }
+        if opaque {
+            upper.make_opaque(&at)?;
+        }
+        Ok(Made { temp, at, nested: inherit.is_some(), fd })
+    }
+}
+
+/// An object that is finished, and not yet in its place.
+struct Made<'a> {
+    temp: Temp<'a>,
+    at: At,
+    /// The temporary is a directory around it.
+    nested: bool,
+    fd: Option<OwnedFd>,
+}
+
+impl Made<'_> {
+    fn publish(
+        self,
+        union: &Union,
+        _tree: &Tree<'_>,
+        to: &At,
+        name: &[u8],
+        plan: &Plan<'_>,
+    ) -> Result<Option<OwnedFd>> {
+        let upper = union.upper()?;
+        let stands = meta::fstatat(to.fd(), &to.name).is_ok();
+        let exchange = stands && matches!(plan.what, What::Dir);
+        let flags = if exchange { libc::RENAME_EXCHANGE } else { 0 };
+        name::renameat(self.at.fd(), &self.at.name, to.fd(), &to.name, flags).op("publish")?;
+        if !self.nested && !exchange {
+            self.temp.gone();
+        }
+        if upper.wh_is_mark() {
+            upper.clear_wh(to.fd(), name)?;
+        }
+        Ok(self.fd)
+    }
+}
+
+fn plan<'a>(
+    upper: &Upper,
+    caller: &Caller,
+    parent: &Stat,
+    mode: u32,
+    what: What<'a>,
+    acl: bool,
+) -> Plan<'a> {
+    let mut mode = if acl { mode } else { mode & !caller.umask };
+    let mut gid = caller.gid;
+    if parent.st_mode & libc::S_ISGID != 0 {
+        gid = parent.st_gid;
+        if matches!(what, What::Dir) {
+            mode |= libc::S_ISGID;
+        }
+    }
+    let special = match what {
+        What::Node(kind @ (libc::S_IFCHR | libc::S_IFBLK), rdev) => {
+            let whiteout = kind == libc::S_IFCHR && rdev == 0;
+            (whiteout || !upper.devices).then(|| (kind_of(kind), rdev))
+        }
+        _ => None,
+    };
+    Plan { what, mode, uid: caller.uid, gid, special }
+}
+
+fn make_at(at: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
+    match plan.what {
+        What::File(flags) => {
+            let flags = flags | libc::O_CREAT | libc::O_EXCL;
+            file::openat(at.fd(), &at.name, flags, plan.mode).op("create").map(Some)
+        }
+        What::Dir => name::mkdirat(at.fd(), &at.name, plan.mode).op("mkdir").map(|()| None),
+        What::Symlink(to) => name::symlinkat(to, at.fd(), &at.name).op("symlink").map(|()| None),
+        What::Node(kind, rdev) => {
+            name::mknodat(at.fd(), &at.name, kind | plan.mode, rdev).op("mknod").map(|()| None)
+        }
+    }
+}
+
+fn has_default_acl(dir: &At) -> Result<bool> {
+    match xattr::get(dir.fd(), &dir.name, DEFAULT_ACL) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(false),
+        Err(e) => Err(e).op("read ACL"),
+    }
+}

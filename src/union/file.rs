@@ -1,0 +1,134 @@
+//! Data of open files: reading, writing, allocation, copying, flags.
+
+use std::os::fd::AsFd;
+
+use super::Union;
+use super::api::{Caller, Durability, Ino};
+use super::attr::drop_set_ids;
+use super::copy_up::Want;
+use super::node::Node;
+use super::open::Handle;
+use crate::error::{Context, Error, Result};
+use crate::sys::{copy, file};
+
+impl Union {
+    /// Reads up to `size` bytes; fewer only at the end of the file.
+    pub fn read(&self, fh: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
+        let handle = self.handles.get(fh)?;
+        let fd = self.data_of(&handle)?;
+        let mut buf = vec![0; size];
+        let mut filled = 0;
+        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+            match file::pread(fd.as_fd(), rest, offset + filled as u64) {
+                Ok(0) => break,
+                Ok(n) => filled += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if filled > 0 => break,
+                Err(e) => return Err(e).op("read").map_err(|e| self.blame_handle(e, &handle)),
+            }
+        }
+        buf.truncate(filled);
+        Ok(buf)
+    }
+
+    fn blame_handle(&self, e: Error, handle: &Handle) -> Error {
+        match &handle.node.lower {
+            Some(lower) => self.lowers.blame(e, &lower.dir, &lower.name),
+            None => e,
+        }
+    }
+
+    /// Writes all of the data. `kill_priv`: set-id bits go with it.
+    pub fn write(
+        &self,
+        _caller: &Caller,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<usize> {
+        let fd = self.fd_of(fh)?;
+        let mut done = 0;
+        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+            match file::pwrite(fd.as_fd(), rest, offset + done as u64) {
+                Ok(n) => done += n,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) if done > 0 => break,
+                Err(e) => return Err(e).op("write"),
+            }
+        }
+        if kill_priv {
+            drop_set_ids(fd.as_fd())?;
+        }
+        Ok(done)
+    }
+
+    /// Brings the data to the disk.
+    pub fn fsync(&self, fh: u64, datasync: bool) -> Result<()> {
+        let handle = self.handles.get(fh)?;
+        if !handle.node.state.read().upper || self.upper()?.durability == Durability::Volatile {
+            return Ok(());
+        }
+        let fd = self.data_of(&handle)?;
+        if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
+    }
+
+    /// Brings the names of a directory to the disk.
+    pub(super) fn sync_dir(&self, node: &Node, datasync: bool) -> Result<()> {
+        if !node.state.read().upper || self.upper()?.durability == Durability::Volatile {
+            return Ok(());
+        }
+        let fd = {
+            let tree = self.read_tree();
+            self.place(&tree, node)?.open(libc::O_RDONLY | libc::O_DIRECTORY)?
+        };
+        if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
+    }
+
+    pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
+        file::fallocate(self.fd_of(fh)?.as_fd(), mode, offset, len).op("fallocate")
+    }
+
+    /// `SEEK_DATA` and `SEEK_HOLE`.
+    pub fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
+        file::lseek(self.fd_of(fh)?.as_fd(), offset, whence).op("seek")
+    }
+
+    /// Copies between open files, as far as the kernel goes in one call. EXDEV: do it by reading.
+    pub fn copy_file_range(
+        &self,
+        fh_in: u64,
+        offset_in: u64,
+        fh_out: u64,
+        offset_out: u64,
+        len: usize,
+    ) -> Result<usize> {
+        let (from, to) = (self.fd_of(fh_in)?, self.fd_of(fh_out)?);
+        copy::copy_file_range(from.as_fd(), offset_in, to.as_fd(), offset_out, len)
+            .op("copy file range")
+    }
+
+    /// The inode flags of `FS_IOC_GETFLAGS`. A lower object has none.
+    pub fn get_flags(&self, ino: Ino) -> Result<u32> {
+        let node = self.table.get(ino)?;
+        if !node.state.read().upper {
+            return Ok(0);
+        }
+        let fd = {
+            let tree = self.read_tree();
+            self.place(&tree, &node)?.open(libc::O_RDONLY | libc::O_NONBLOCK)?
+        };
+        file::get_flags(fd.as_fd()).op("get flags")
+    }
+
+    /// Sets the inode flags.
+    pub fn set_flags(&self, ino: Ino, flags: u32) -> Result<()> {
+        let node = self.table.get(ino)?;
+        self.copy_up(&node, Want::Data)?;
+        let fd = {
+            let tree = self.read_tree();
+            self.place(&tree, &node)?.open(libc::O_RDONLY | libc::O_NONBLOCK)?
+        };
+        file::set_flags(fd.as_fd(), flags).op("set flags")
+    }
+}

@@ -1,0 +1,329 @@
+//! Lookup: what the merged tree holds under a name, and the node of it.
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
+
+use super::Union;
+use super::api::{Attr, Ino, Kind, Owner, ROOT};
+use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
+use super::marks::{self, Marks};
+use super::node::{Dir, Held, Index, LowerAt, Node, State};
+use super::place::{At, Tree};
+use super::upper::{Stored, Upper};
+use crate::error::{Context, Error, Result};
+use crate::layer::listing::{dtype_of, is_xattr_whiteout};
+use crate::layer::{LowerDir, Lowers, dialect};
+use crate::sys::meta::{self, Stat};
+use crate::sys::{dirent, file};
+
+/// The root node.
+pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node> {
+    let mut dirs = lowers.roots();
+    let mut bare = false;
+    if let Some(upper) = upper {
+        let marks = marks::read(&upper.root_place())?;
+        bare = !marks.others;
+        if marks.opaque || wh_opaque(upper, &upper.root_place())? {
+            dirs.clear();
+        }
+    }
+    let lower = match dirs.as_slice() {
+        [] => None,
+        dirs => {
+            let mut at = stat_merged(lowers, dirs, b"")?;
+            at.stat = shown(at.stat, owner);
+            Some(at)
+        }
+    };
+    let state = State { upper: upper.is_some(), ..State::default() };
+    let mut node = Node {
+        ino: ROOT,
+        kind: Kind::Dir,
+        rdev: 0,
+        lower,
+        dir: Some(Dir { lowers: dirs, ..Dir::default() }),
+        state: RwLock::new(state),
+        generation: AtomicU64::new(0),
+        bare: AtomicBool::new(bare),
+    };
+    if upper.is_none() && node.lower.is_none() {
+        return Err(Error::new(libc::EINVAL, "an image without layers needs an upper"));
+    }
+    *node.bare.get_mut() &= upper.is_some();
+    Ok(node)
+}
+
+/// Whether a `.wh..wh..opq` makes an upper directory opaque.
+fn wh_opaque(upper: &Upper, at: &At) -> Result<bool> {
+    if !upper.wh_is_mark() {
+        return Ok(false);
+    }
+    let fd = at.open(libc::O_PATH | libc::O_DIRECTORY)?;
+    match meta::fstatat(fd.as_fd(), dialect::WH_OPAQUE) {
+        Ok(_) => Ok(true),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(e) => Err(e).op("look for opaque marker"),
+    }
+}
+
+/// An object of the upper, with its marks.
+#[derive(Debug)]
+pub struct Seen {
+    pub ino: Ino,
+    pub stat: Stat,
+    pub marks: Marks,
+    /// Its `.wh.` marker in the same directory, or one in itself, hides the lowers.
+    pub hides: bool,
+}
+
+impl Union {
+    /// Finds a name, and counts the lookup. None: no such name in any layer.
+    pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
+        let parent = self.table.get(parent)?;
+        let Some(node) = self.resolve(&parent, name.as_bytes())? else {
+            return Ok(None);
+        };
+        let attr = self.attr(&node)?;
+        self.table.count(&node);
+        Ok(Some(attr))
+    }
+
+    /// The node under a name, not counted.
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>> {
+        check_name(name)?;
+        let listing = self.listing(parent)?;
+        loop {
+            let tree = self.read_tree();
+            let held = self.held(&tree, parent, name)?;
+            let node = match held {
+                Some(Held { object: Some(_), whiteout, .. }) => {
+                    let place = self.child_place(&tree, parent, name)?;
+                    let seen = self.seen(&tree, place, whiteout)?;
+                    if let Some(node) = self.table.find(seen.ino) {
+                        node.add_link(parent, name, true);
+                        return Ok(Some(node));
+                    }
+                    drop(tree);
+                    let below = self.below_upper(&seen, listing.get(name))?;
+                    Some((seen.ino, self.upper_node(seen, below)))
+                }
+                Some(_) => None,
+                None => {
+                    drop(tree);
+                    match listing.get(name) {
+                        Some(entry) => {
+                            let below = self.below(entry)?;
+                            Some((below.ino, self.lower_node(below)?))
+                        }
+                        None => None,
+                    }
+                }
+            };
+            let Some((ino, node)) = node else {
+                return Ok(None);
+            };
+            let tree = self.read_tree();
+            if self.held(&tree, parent, name)? != held {
+                continue;
+            }
+            let node = self.table.intern(ino, || node);
+            node.add_link(parent, name, held.is_some());
+            return Ok(Some(node));
+        }
+    }
+
+    /// What the upper holds under a name.
+    pub(super) fn held(&self, tree: &Tree<'_>, parent: &Node, name: &[u8]) -> Result<Option<Held>> {
+        if parent.state.read().removed {
+            return Err(Error::new(libc::ENOENT, "removed directory"));
+        }
+        Ok(self.index(tree, parent)?.get(name))
+    }
+
+    /// The names that the upper holds in a directory; they are read once.
+    pub(super) fn index<'a>(
+        &self,
+        tree: &Tree<'_>,
+        node: &'a Node,
+    ) -> Result<MappedMutexGuard<'a, Index>> {
+        let mut slot = node.as_dir()?.index.lock();
+        if slot.is_none() {
+            let in_upper = node.state.read().upper;
+            *slot = Some(if in_upper { self.load_index(tree, node)? } else { Index::default() });
+        }
+        MutexGuard::try_map(slot, Option::as_mut)
+            .map_err(|_| Error::new(libc::EIO, "names of the directory"))
+    }
+
+    fn load_index(&self, tree: &Tree<'_>, node: &Node) -> Result<Index> {
+        let upper = self.upper()?;
+        let dir = self.dir_fd(tree, node)?;
+        let open = file::openat(dir.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
+            .op("open upper directory")?;
+        let mut raw: Vec<(Vec<u8>, u8)> = Vec::new();
+        dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.to_vec(), kind)))
+            .op("read upper directory")?;
+        let marked = crate::layer::listing::opaque_xattrs(open.as_fd()).op("read marks")?;
+        let mut index = Index::default();
+        let mut hidden = Vec::new();
+        for (stored, mut kind) in raw {
+            let name = match upper.meaning(&stored) {
+                Stored::Name(name) => name,
+                Stored::Whiteout(name) => {
+                    hidden.push(name.to_vec());
+                    continue;
+                }
+                Stored::Opaque | Stored::Other => continue,
+            };
+            let mut whiteout = false;
+            if kind == libc::DT_CHR || kind == libc::DT_UNKNOWN {
+                let stat = meta::fstatat(dir.as_fd(), &stored).op("stat upper")?;
+                kind = dtype_of(stat.st_mode);
+                whiteout = kind == libc::DT_CHR && stat.st_rdev == 0;
+            } else if kind == libc::DT_REG && marked.holds_xattr_whiteouts {
+                whiteout = is_xattr_whiteout(dir.as_fd(), &stored);
+            }
+            index.set(&name, (!whiteout).then_some(kind), whiteout);
+        }
+        for name in hidden {
+            let object = index.get(&name).and_then(|h| h.object);
+            index.set(&name, object, true);
+        }
+        Ok(index)
+    }
+
+    /// Looks at an upper object.
+    pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
+        let upper = self.upper()?;
+        let stat = at.stat()?;
+        let marks = marks::read(&at)?;
+        let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
+        let ino =
+            marks.ino.or_else(|| upper.recall(stat.st_ino)).unwrap_or(stat.st_ino & !LOWER_BIT);
+        Ok(Seen { ino, stat, marks, hides })
+    }
+
+    /// The lower part of an upper object: what a directory merges with, where a metadata copy has
+    /// its data.
+    fn below_upper(
+        &self,
+        seen: &Seen,
+        entry: Option<&crate::layer::Listed>,
+    ) -> Result<Option<Below>> {
+        let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if seen.hides || !(is_dir || seen.marks.metacopy) {
+            return Ok(None);
+        }
+        let below = match &seen.marks.redirect {
+            Some(path) if path.starts_with(b"/") => self.below_path(path)?,
+            Some(name) => {
+                // A relative redirect, of kernel overlayfs: another name in the same directory.
+                let owner = entry.and_then(|e| e.owners.first());
+                match owner {
+                    Some(dir) => self.below_path(&[&dir.path(), &b"/"[..], name].concat())?,
+                    None => None,
+                }
+            }
+            None => entry.map(|e| self.below(e)).transpose()?,
+        };
+        let wanted = |b: &Below| (kind_of(b.at.stat.st_mode) == Kind::Dir) == is_dir;
+        let below = below.filter(wanted);
+        if below.is_none() && seen.marks.metacopy {
+            return Err(Error::new(libc::EIO, "the data of a metadata copy are gone"));
+        }
+        Ok(below)
+    }
+
+    fn upper_node(&self, seen: Seen, below: Option<Below>) -> Node {
+        let (kind, rdev) = match seen.marks.special {
+            Some(special) => special,
+            None => (kind_of(seen.stat.st_mode), seen.stat.st_rdev),
+        };
+        let (lower, dirs) = below.map_or((None, Vec::new()), |b| (Some(b.at), b.dirs));
+        let state = State {
+            upper: true,
+            metacopy: seen.marks.metacopy,
+            indexed: seen.marks.nlink.is_some(),
+            nlink_delta: seen.marks.nlink.unwrap_or(0),
+            ..State::default()
+        };
+        new_node(seen.ino, kind, rdev, lower, dirs, state, !seen.marks.others)
+    }
+
+    /// The node of a lower object. One of several names may have been copied up under another.
+    fn lower_node(&self, below: Below) -> Result<Node> {
+        let kind = kind_of(below.at.stat.st_mode);
+        let rdev = below.at.stat.st_rdev;
+        if let (Some(upper), true, false) =
+            (&self.upper, below.at.stat.st_nlink > 1, kind == Kind::Dir)
+        {
+            let at = upper.index_place(below.ino)?;
+            match meta::fstatat(at.fd(), &at.name) {
+                Ok(stat) => {
+                    let marks = marks::read(&at)?;
+                    let ino = below.ino;
+                    let seen = Seen { ino, stat, marks, hides: false };
+                    let mut node = self.upper_node(seen, Some(below));
+                    node.state.get_mut().indexed = true;
+                    return Ok(node);
+                }
+                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+                Err(e) => return Err(e).op("look into the index"),
+            }
+        }
+        Ok(new_node(below.ino, kind, rdev, Some(below.at), below.dirs, State::default(), false))
+    }
+
+    /// The node of an object that was just made in the upper.
+    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Arc<Node> {
+        let ino = stat.st_ino & !LOWER_BIT;
+        let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
+        let state = State { upper: true, ..State::default() };
+        self.table.intern(ino, || {
+            let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
+            if let Some(dir) = &node.dir {
+                dir.homegrown.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+            node
+        })
+    }
+}
+
+fn new_node(
+    ino: Ino,
+    kind: Kind,
+    rdev: u64,
+    lower: Option<LowerAt>,
+    dirs: Vec<Arc<LowerDir>>,
+    state: State,
+    bare: bool,
+) -> Node {
+    let dir = (kind == Kind::Dir).then(|| Dir { lowers: dirs, ..Dir::default() });
+    Node {
+        ino,
+        kind,
+        rdev,
+        lower,
+        dir,
+        state: RwLock::new(state),
+        generation: AtomicU64::new(0),
+        bare: AtomicBool::new(bare),
+    }
+}
+
+/// Refuses what is no name.
+pub fn check_name(name: &[u8]) -> Result<()> {
+    if name.len() > 255 {
+        return Err(Error::new(libc::ENAMETOOLONG, "name"));
+    }
+    if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
+        return Err(Error::new(libc::EINVAL, "name"));
+    }
+    Ok(())
+}

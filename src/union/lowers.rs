@@ -1,0 +1,180 @@
+//! What the lowers say: merged listings, kept for a while, and the objects behind their names.
+
+use std::num::NonZeroUsize;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::Union;
+use super::api::{Kind, Owner};
+use super::node::{LowerAt, Node};
+use crate::error::{Context, Error, Result};
+use crate::layer::{Listed, Listing, LowerDir, Lowers};
+use crate::sys::meta::Stat;
+use crate::sys::{file, name};
+
+/// How many merged listings are kept.
+const KEPT_LISTINGS: usize = 2048;
+
+/// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
+pub const LOWER_BIT: u64 = 1 << 62;
+
+/// Which directories a listing merges: their layers and hashes.
+type Key = Vec<(u32, u64)>;
+
+/// The merged listings, by the layers and hashes of the directories they merge.
+#[derive(Debug)]
+pub struct Listings {
+    kept: Mutex<LruCache<Key, Arc<Listing>>>,
+}
+
+impl Default for Listings {
+    fn default() -> Self {
+        let size = NonZeroUsize::new(KEPT_LISTINGS).unwrap_or(NonZeroUsize::MIN);
+        Listings { kept: Mutex::new(LruCache::new(size)) }
+    }
+}
+
+/// An object of the lowers.
+#[derive(Debug)]
+pub struct Below {
+    pub ino: u64,
+    pub at: LowerAt,
+    /// Of a directory: all that merge, topmost first.
+    pub dirs: Vec<Arc<LowerDir>>,
+}
+
+/// The number that goes with a hash.
+fn lower_ino(hash: u64) -> u64 {
+    (hash & (LOWER_BIT - 1)) | LOWER_BIT
+}
+
+/// The kind that goes with a mode.
+pub fn kind_of(mode: u32) -> Kind {
+    match mode & libc::S_IFMT {
+        libc::S_IFDIR => Kind::Dir,
+        libc::S_IFLNK => Kind::Symlink,
+        libc::S_IFIFO => Kind::Fifo,
+        libc::S_IFSOCK => Kind::Socket,
+        libc::S_IFCHR => Kind::Char,
+        libc::S_IFBLK => Kind::Block,
+        _ => Kind::File,
+    }
+}
+
+/// The attributes of a merged directory: of the topmost layer that does not merely imply it. CVMFS
+/// shows a directory that no archive held as 65534:65534 with mode 0755.
+pub fn stat_merged(lowers: &Lowers, dirs: &[Arc<LowerDir>], name: &[u8]) -> Result<LowerAt> {
+    let mut first = None;
+    for dir in dirs {
+        let stat = lowers.stat(dir, name)?;
+        let implied = (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (65534, 65534, 0o755);
+        let at = LowerAt { dir: dir.clone(), name: name.into(), stat };
+        if !implied {
+            return Ok(at);
+        }
+        first.get_or_insert(at);
+    }
+    first.ok_or_else(|| Error::new(libc::EIO, "no layer holds the directory"))
+}
+
+/// Applies `--owner` and what CVMFS does not store.
+pub fn shown(mut stat: Stat, owner: Owner) -> Stat {
+    if owner == Owner::Squash {
+        (stat.st_uid, stat.st_gid) = (0, 0);
+    }
+    if stat.st_mode & libc::S_IFMT == libc::S_IFLNK {
+        stat.st_mode = libc::S_IFLNK | 0o777;
+    }
+    stat
+}
+
+impl Union {
+    /// The merged listing of the lower part of a directory.
+    pub(super) fn listing(&self, node: &Node) -> Result<Arc<Listing>> {
+        self.listing_of(&node.as_dir()?.lowers)
+    }
+
+    fn listing_of(&self, dirs: &[Arc<LowerDir>]) -> Result<Arc<Listing>> {
+        if dirs.is_empty() {
+            return Ok(Arc::default());
+        }
+        let key: Key = dirs.iter().map(|d| (d.layer, d.hash)).collect();
+        if let Some(listing) = self.listings.kept.lock().get(&key) {
+            return Ok(listing.clone());
+        }
+        let listing = Arc::new(Listing::read(&self.lowers, dirs)?);
+        self.listings.kept.lock().put(key, listing.clone());
+        Ok(listing)
+    }
+
+    /// The object behind an entry of a listing.
+    pub(super) fn below(&self, entry: &Listed) -> Result<Below> {
+        let Some(top) = entry.owners.first() else {
+            return Err(Error::new(libc::EIO, "entry without a layer"));
+        };
+        if entry.kind == libc::DT_DIR {
+            let mut at = stat_merged(&self.lowers, &entry.owners, &entry.name)?;
+            at.stat = shown(at.stat, self.owner);
+            let ino = lower_ino(top.hash_of(&entry.name));
+            let dirs = entry.owners.iter().map(|d| d.child(&entry.name)).collect();
+            return Ok(Below { ino, at, dirs });
+        }
+        let stat = shown(self.lowers.stat(top, &entry.name)?, self.owner);
+        let hash = if stat.st_nlink > 1 {
+            top.hash_of_inode(&self.lowers, stat.st_ino)
+        } else {
+            top.hash_of(&entry.name)
+        };
+        let at = LowerAt { dir: top.clone(), name: entry.name.clone(), stat };
+        Ok(Below { ino: lower_ino(hash), at, dirs: Vec::new() })
+    }
+
+    /// What the merged lowers hold under an absolute path, as redirects name it.
+    pub(super) fn below_path(&self, path: &[u8]) -> Result<Option<Below>> {
+        let mut dirs = self.lowers.roots();
+        let mut names = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).peekable();
+        while let Some(name) = names.next() {
+            let listing = self.listing_of(&dirs)?;
+            let Some(entry) = listing.get(name) else {
+                return Ok(None);
+            };
+            if names.peek().is_none() {
+                return self.below(entry).map(Some);
+            }
+            if entry.kind != libc::DT_DIR {
+                return Ok(None);
+            }
+            dirs = entry.owners.iter().map(|d| d.child(name)).collect();
+        }
+        Ok(None)
+    }
+
+    /// Opens a file of a lower for reading.
+    pub(super) fn open_lower(&self, at: &LowerAt) -> Result<std::os::fd::OwnedFd> {
+        let dir = self.lowers.fd(&at.dir)?;
+        file::openat(dir.as_fd(), &at.name, libc::O_RDONLY | libc::O_NONBLOCK, 0)
+            .op("open lower")
+            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
+    }
+
+    /// The target of a symlink of a lower.
+    pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
+        let dir = self.lowers.fd(&at.dir)?;
+        name::readlinkat(dir.as_fd(), &at.name)
+            .op("read link of lower")
+            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
+    }
+}
+
+impl LowerAt {
+    /// The absolute path in the lowers.
+    pub fn path(&self) -> Vec<u8> {
+        let mut path = self.dir.path();
+        path.push(b'/');
+        path.extend_from_slice(&self.name);
+        path
+    }
+}

@@ -1,0 +1,142 @@
+//! Open files and directories: the handles, and which descriptor each reads and writes.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::Union;
+use super::api::{Caller, Data, Ino, Kind};
+use super::attr::drop_set_ids;
+use super::copy_up::Want;
+use super::node::Node;
+use crate::error::{Error, Result};
+
+/// The flags that the descriptor in the upper gets too; the kernel sees to all others.
+const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
+
+/// The flags with which a new file is opened in the upper.
+pub const CREATE_FLAGS: i32 = KEPT_FLAGS;
+
+/// An open file or directory.
+#[derive(Debug)]
+pub struct Handle {
+    pub node: Arc<Node>,
+    pub flags: i32,
+    /// The descriptor, and the node's generation that it is of.
+    data: Mutex<Option<(u64, Data)>>,
+}
+
+/// The open files and directories, by the number that the kernel was given.
+#[derive(Debug, Default)]
+pub struct Handles {
+    shards: [Mutex<HashMap<u64, Arc<Handle>>>; 8],
+    next: AtomicU64,
+}
+
+impl Handles {
+    pub fn add(&self, node: Arc<Node>, flags: i32, data: Option<(u64, Data)>) -> u64 {
+        let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        let handle = Arc::new(Handle { node, flags, data: Mutex::new(data) });
+        self.shard(fh).lock().insert(fh, handle);
+        fh
+    }
+
+    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, Arc<Handle>>> {
+        &self.shards[(fh % 8) as usize]
+    }
+
+    pub fn get(&self, fh: u64) -> Result<Arc<Handle>> {
+        let handle = self.shard(fh).lock().get(&fh).cloned();
+        handle.ok_or_else(|| Error::new(libc::EBADF, "unknown handle"))
+    }
+
+    pub fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
+        self.shard(fh).lock().remove(&fh)
+    }
+}
+
+impl Union {
+    /// Opens a file. One of a lower is not touched before it is read.
+    pub fn open(&self, caller: &Caller, ino: Ino, flags: i32) -> Result<u64> {
+        let node = self.table.get(ino)?;
+        self.open_node(caller, node, flags)
+    }
+
+    pub(super) fn open_node(&self, caller: &Caller, node: Arc<Node>, flags: i32) -> Result<u64> {
+        match node.kind {
+            Kind::Dir => return Err(Error::new(libc::EISDIR, "open")),
+            Kind::Symlink => return Err(Error::new(libc::ELOOP, "open")),
+            _ => {}
+        }
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if flags & libc::O_TRUNC != 0 {
+            self.copy_up(&node, Want::Empty)?;
+        } else if writes {
+            self.copy_up(&node, Want::Data)?;
+        }
+        let in_upper = {
+            let state = node.state.read();
+            state.upper && !state.metacopy
+        };
+        let data = if in_upper { Some(self.open_data(&node, flags)?) } else { None };
+        if let (true, Some((_, fd))) = (flags & libc::O_TRUNC != 0, &data) {
+            use std::os::fd::AsFd;
+            if caller.uid != 0 {
+                drop_set_ids(fd.as_fd())?;
+            }
+        }
+        Ok(self.handles.add(node, flags & !libc::O_TRUNC, data))
+    }
+
+    /// A descriptor of the data, wherever they are now.
+    fn open_data(&self, node: &Node, flags: i32) -> Result<(u64, Data)> {
+        let generation = node.generation.load(Ordering::Acquire);
+        let (upper, metacopy) = {
+            let state = node.state.read();
+            (state.upper, state.metacopy)
+        };
+        let fd = match (&node.lower, upper && !metacopy) {
+            (Some(lower), false) => self.open_lower(lower)?,
+            _ => {
+                let tree = self.read_tree();
+                self.place(&tree, node)?.open(flags & (KEPT_FLAGS | libc::O_TRUNC))?
+            }
+        };
+        Ok((generation, Arc::new(fd)))
+    }
+
+    /// The descriptor behind a handle, opened anew if the data have moved.
+    pub(super) fn fd_of(&self, fh: u64) -> Result<Data> {
+        self.data_of(&*self.handles.get(fh)?)
+    }
+
+    pub(super) fn data_of(&self, handle: &Handle) -> Result<Data> {
+        let generation = handle.node.generation.load(Ordering::Acquire);
+        if let Some((of, fd)) = &*handle.data.lock()
+            && *of == generation
+        {
+            return Ok(fd.clone());
+        }
+        let (generation, fd) = self.open_data(&handle.node, handle.flags)?;
+        *handle.data.lock() = Some((generation, fd.clone()));
+        Ok(fd)
+    }
+
+    /// A handle of something that was just made and is open already.
+    pub(super) fn opened(&self, node: Arc<Node>, flags: i32, fd: OwnedFd) -> u64 {
+        let generation = node.generation.load(Ordering::Acquire);
+        self.handles.add(node, flags & !libc::O_TRUNC, Some((generation, Arc::new(fd))))
+    }
+
+    /// Closes a file.
+    pub fn release(&self, fh: u64) {
+        if let Some(handle) = self.handles.remove(fh) {
+            let ino = handle.node.ino;
+            drop(handle);
+            self.table.reap(ino);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Listings. A cookie belongs to a name, not to a moment: the position in the immutable lower listing,
+//! or for a name that only the upper holds its number in the directory's index. So names that come
+//! and go move no other.
+
+use std::sync::Arc;
+
+use super::Union;
+use super::api::{Attr, DirEntry, Ino};
+use super::node::Node;
+use crate::error::Result;
+
+/// The cookies after `.` and `..`.
+const DOT: u64 = 1;
+const DOTDOT: u64 = 2;
+/// Where the cookies of names that only the upper holds begin.
+const UPPER: u64 = 1 << 40;
+/// So many names are taken from the index at once.
+const BATCH: usize = 64;
+
+/// Takes a node, its name and the cookie after it; says whether to go on.
+type Each<'a> = &'a mut dyn FnMut(&Arc<Node>, &[u8], u64) -> Result<bool>;
+
+impl Union {
+    pub fn opendir(&self, ino: Ino) -> Result<u64> {
+        let node = self.table.get(ino)?;
+        node.as_dir()?;
+        Ok(self.handles.add(node, 0, None))
+    }
+
+    pub fn releasedir(&self, fh: u64) {
+        self.release(fh);
+    }
+
+    /// Passes the names after a cookie to `each`, until it says false.
+    pub fn readdir(
+        &self,
+        fh: u64,
+        cookie: u64,
+        each: &mut dyn FnMut(&DirEntry<'_>) -> bool,
+    ) -> Result<()> {
+        self.list(fh, cookie, &mut |node, name, cookie| {
+            let kind = node.kind;
+            Ok(each(&DirEntry { ino: node.ino, kind, name, cookie }))
+        })
+    }
+
+    /// Like `readdir`, with attributes. What `each` takes is counted as looked up, but for the dots.
+    pub fn readdirplus(
+        &self,
+        fh: u64,
+        cookie: u64,
+        each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
+    ) -> Result<()> {
+        self.list(fh, cookie, &mut |node, name, cookie| {
+            let attr = self.attr(node)?;
+            let entry = DirEntry { ino: node.ino, kind: node.kind, name, cookie };
+            let taken = each(&entry, &attr);
+            if taken && cookie > DOTDOT {
+                self.table.count(node);
+            }
+            Ok(taken)
+        })
+    }
+
+    fn list(&self, fh: u64, mut cookie: u64, each: Each<'_>) -> Result<()> {
+        let node = self.handles.get(fh)?.node.clone();
+        if node.state.read().removed {
+            return Ok(());
+        }
+        if cookie < DOT {
+            if !each(&node, b".", DOT)? {
+                return Ok(());
+            }
+            cookie = DOT;
+        }
+        if cookie < DOTDOT {
+            let parent = node.state.read().links.first().map(|l| l.parent.clone());
+            if !each(parent.as_ref().unwrap_or(&node), b"..", DOTDOT)? {
+                return Ok(());
+            }
+            cookie = DOTDOT;
+        }
+        let listing = self.listing(&node)?;
+        let mut show = |name: &[u8], cookie| {
+            let Some(child) = self.resolve(&node, name)? else {
+                return Ok(true);
+            };
+            let more = each(&child, name, cookie);
+            let ino = child.ino;
+            drop(child);
+            self.table.reap(ino);
+            more
+        };
+        if cookie < UPPER {
+            let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);
+            for (i, entry) in listing.from(at).iter().enumerate() {
+                let held = {
+                    let tree = self.read_tree();
+                    self.index(&tree, &node)?.get(&entry.name)
+                };
+                let shown = held.is_none_or(|h| h.object.is_some());
+                if shown && !show(&entry.name, cookie + i as u64 + 1)? {
+                    return Ok(());
+                }
+            }
+            cookie = UPPER;
+        }
+        loop {
+            let names: Vec<(u64, Box<[u8]>, bool)> = {
+                let tree = self.read_tree();
+                let index = self.index(&tree, &node)?;
+                let after = index.after(cookie - UPPER).take(BATCH);
+                after.map(|(seq, name, h)| (seq, name.into(), h.object.is_some())).collect()
+            };
+            let Some((last, ..)) = names.last() else {
+                return Ok(());
+            };
+            cookie = UPPER + last;
+            for (seq, name, object) in &names {
+                if *object && listing.get(name).is_none() && !show(name, UPPER + seq)? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Brings the names of a directory to the disk.
+    pub fn fsyncdir(&self, fh: u64, datasync: bool) -> Result<()> {
+        self.sync_dir(&self.handles.get(fh)?.node, datasync)
+    }
+}

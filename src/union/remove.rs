@@ -1,0 +1,250 @@
+//! `unlink` and `rmdir`. What a lower still holds under the name is hidden by the same step that
+//! takes the upper's object away, so no crash brings a deleted name back.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use super::Union;
+use super::api::Ino;
+use super::copy_up::Want;
+use super::node::{Index, Node};
+use super::place::{At, Tree};
+use super::upper::Style;
+use super::work::Temp;
+use crate::error::{Context, Error, Result};
+use crate::layer::Listing;
+use crate::sys::name;
+
+impl Union {
+    pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let (parent, name) = (self.table.get(parent)?, name.as_bytes());
+        loop {
+            let node = self.existing(&parent, name)?;
+            if node.is_dir() {
+                return Err(Error::new(libc::EISDIR, "unlink"));
+            }
+            self.copy_up(&parent, Want::Meta)?;
+            self.settle_alias(&node, &parent, name)?;
+            let below = self.listing(&parent)?.get(name).is_some();
+            let tree = self.write_tree();
+            let Some(in_upper) = self.stands(&tree, &node, &parent, name)? else {
+                continue;
+            };
+            let leaving = self.leaving(&tree, &node, &parent, name, in_upper)?;
+            self.hide(&tree, &parent, name, in_upper, below)?;
+            self.index(&tree, &parent)?.set(name, None, below);
+            self.left(&node, &parent, name, leaving)?;
+            drop(tree);
+            let ino = node.ino;
+            drop(node);
+            self.table.reap(ino);
+            return Ok(());
+        }
+    }
+
+    pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
+        let (parent, name) = (self.table.get(parent)?, name.as_bytes());
+        loop {
+            let node = self.existing(&parent, name)?;
+            if !node.is_dir() {
+                return Err(Error::new(libc::ENOTDIR, "rmdir"));
+            }
+            let inside = self.listing(&node)?;
+            let below = self.listing(&parent)?.get(name).is_some();
+            self.require_empty(&self.read_tree(), &node, &inside)?;
+            self.copy_up(&parent, Want::Meta)?;
+            let tree = self.write_tree();
+            let Some(in_upper) = self.stands(&tree, &node, &parent, name)? else {
+                continue;
+            };
+            self.require_empty(&tree, &node, &inside)?;
+            let leaving = self.leaving(&tree, &node, &parent, name, in_upper)?;
+            let rest = self.hide_dir(&tree, &parent, name, in_upper, below)?;
+            self.index(&tree, &parent)?.set(name, None, below);
+            self.left(&node, &parent, name, leaving)?;
+            drop(tree);
+            drop(rest);
+            let ino = node.ino;
+            drop(node);
+            self.table.reap(ino);
+            return Ok(());
+        }
+    }
+
+    /// The node under a name, or ENOENT.
+    pub(super) fn existing(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Arc<Node>> {
+        let node = self.resolve(parent, name)?;
+        node.ok_or_else(|| Error::new(libc::ENOENT, "find"))
+    }
+
+    /// A name of a file with several, that only a lower holds, comes to the upper, so that the count
+    /// of the others stays right.
+    pub(super) fn settle_alias(
+        &self,
+        node: &Arc<Node>,
+        parent: &Arc<Node>,
+        name: &[u8],
+    ) -> Result<()> {
+        let several = node.lower.as_ref().is_some_and(|l| l.stat.st_nlink > 1);
+        if several && !node.is_dir() {
+            self.link_alias(node, parent, name)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the node still stands there: Some of whether in the upper.
+    pub(super) fn stands(
+        &self,
+        tree: &Tree<'_>,
+        node: &Node,
+        parent: &Node,
+        name: &[u8],
+    ) -> Result<Option<bool>> {
+        let held = self.held(tree, parent, name)?;
+        let in_upper = match held {
+            Some(h) if h.object.is_none() => return Ok(None),
+            held => held.is_some(),
+        };
+        let known =
+            node.state.read().links.iter().any(|l| l.is(parent, name) && l.in_upper == in_upper);
+        Ok(known.then_some(in_upper))
+    }
+
+    /// ENOTEMPTY if the merged directory shows anything.
+    pub(super) fn require_empty(
+        &self,
+        tree: &Tree<'_>,
+        node: &Node,
+        listing: &Listing,
+    ) -> Result<()> {
+        let index = self.index(tree, node)?;
+        if index.has_objects() || listing.from(0).iter().any(|e| index.get(&e.name).is_none()) {
+            return Err(Error::new(libc::ENOTEMPTY, "remove directory"));
+        }
+        Ok(())
+    }
+
+    /// Before a name goes: None if others stay, else what goes on standing for the object.
+    pub(super) fn leaving(
+        &self,
+        tree: &Tree<'_>,
+        node: &Node,
+        parent: &Node,
+        name: &[u8],
+        in_upper: bool,
+    ) -> Result<Option<Option<OwnedFd>>> {
+        if !in_upper {
+            return Ok(Some(None));
+        }
+        let at = self.child_place(tree, parent, name)?;
+        let stat = at.stat()?;
+        if !node.is_dir() {
+            let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
+            if links + node.state.read().nlink_delta > 1 {
+                return Ok(None);
+            }
+        }
+        self.upper()?.unremember(stat.st_ino);
+        at.open(libc::O_PATH).map(|fd| Some(Some(fd)))
+    }
+
+    /// After a name has gone.
+    pub(super) fn left(
+        &self,
+        node: &Node,
+        parent: &Node,
+        name: &[u8],
+        leaving: Option<Option<OwnedFd>>,
+    ) -> Result<()> {
+        node.drop_link(parent, name);
+        let Some(orphan) = leaving else {
+            return Ok(());
+        };
+        let mut state = node.state.write();
+        state.removed = true;
+        let indexed = std::mem::take(&mut state.indexed);
+        state.orphan = orphan.map(Arc::new);
+        drop(state);
+        let upper = self.upper()?;
+        upper.drop_dir(node.ino);
+        if let Some(dir) = &node.dir {
+            *dir.index.lock() = Some(Index::default());
+        }
+        if indexed {
+            let entry = upper.index_place(node.ino)?;
+            name::unlinkat(entry.fd(), &entry.name).op("clean index")?;
+        }
+        Ok(())
+    }
+
+    /// Takes a name that is no directory away from the upper, and hides it if a lower holds it.
+    fn hide(
+        &self,
+        tree: &Tree<'_>,
+        parent: &Node,
+        name: &[u8],
+        in_upper: bool,
+        below: bool,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        let at = self.child_place(tree, parent, name)?;
+        match (below, upper.style) {
+            (false, _) => name::unlinkat(at.fd(), &at.name).op("unlink"),
+            (true, Style::Overlay) if in_upper => upper.prepare_whiteout()?.publish(&at, 0),
+            (true, Style::Overlay) => {
+                name::mknodat(at.fd(), &at.name, libc::S_IFCHR, 0).op("make whiteout")
+            }
+            (true, Style::Wh) => {
+                upper.write_wh(at.fd(), name)?;
+                if in_upper { name::unlinkat(at.fd(), &at.name).op("unlink") } else { Ok(()) }
+            }
+        }
+    }
+
+    /// The same for a directory that is empty as users see it. Returns what is to be cleaned up.
+    fn hide_dir(
+        &self,
+        tree: &Tree<'_>,
+        parent: &Node,
+        name: &[u8],
+        in_upper: bool,
+        below: bool,
+    ) -> Result<Option<Temp<'_>>> {
+        if !in_upper {
+            return self.hide(tree, parent, name, false, below).map(|()| None);
+        }
+        let upper = self.upper()?;
+        let at = self.child_place(tree, parent, name)?;
+        if !below {
+            return match name::rmdirat(at.fd(), &at.name) {
+                Err(e) if is_full(&e) => self.move_away(&at).map(Some),
+                other => other.op("rmdir").map(|()| None),
+            };
+        }
+        match upper.style {
+            Style::Overlay => {
+                let temp = upper.prepare_whiteout()?;
+                name::renameat(temp.fd(), &temp.name, at.fd(), &at.name, libc::RENAME_EXCHANGE)
+                    .op("hide directory")?;
+                Ok(Some(temp))
+            }
+            Style::Wh => {
+                upper.write_wh(at.fd(), name)?;
+                self.move_away(&at).map(Some)
+            }
+        }
+    }
+
+    /// Moves an upper object into the work directory, to be cleaned up there.
+    pub(super) fn move_away(&self, at: &At) -> Result<Temp<'_>> {
+        let temp = Temp::new(self.upper()?);
+        name::renameat(at.fd(), &at.name, temp.fd(), &temp.name, 0).op("move away")?;
+        Ok(temp)
+    }
+}
+
+fn is_full(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOTEMPTY | libc::EEXIST))
+}

@@ -1,0 +1,301 @@
+//! Rename, in the merged view. A directory with a lower part moves by a redirect: an attribute that
+//! names the lower directory it goes on merging with.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Union;
+use super::api::{Ino, Kind, RenameKind};
+use super::copy_up::Want;
+use super::marks::Mark;
+use super::node::Node;
+use super::place::{At, Tree};
+use super::upper::Style;
+use super::work::{self, Temp};
+use crate::error::{Context, Error, Result};
+use crate::sys::{meta, name};
+
+/// A name in a directory.
+#[derive(Debug)]
+struct Spot<'a> {
+    parent: Arc<Node>,
+    name: &'a [u8],
+}
+
+/// A rename that has been checked.
+#[derive(Debug)]
+struct Move<'a> {
+    from: Spot<'a>,
+    to: Spot<'a>,
+    kind: RenameKind,
+}
+
+impl Union {
+    pub fn rename(
+        &self,
+        parent: Ino,
+        name: &OsStr,
+        new_parent: Ino,
+        new_name: &OsStr,
+        kind: RenameKind,
+    ) -> Result<()> {
+        let from = Spot { parent: self.table.get(parent)?, name: name.as_bytes() };
+        let to = Spot { parent: self.table.get(new_parent)?, name: new_name.as_bytes() };
+        let job = Move { from, to, kind };
+        while !self.try_rename(&job)? {}
+        Ok(())
+    }
+
+    /// False if somebody else changed the names meanwhile.
+    fn try_rename(&self, job: &Move<'_>) -> Result<bool> {
+        let (from, to) = (&job.from, &job.to);
+        let source = self.existing(&from.parent, from.name)?;
+        let target = self.resolve(&to.parent, to.name)?;
+        let exchange = job.kind == RenameKind::Exchange;
+        match &target {
+            Some(_) if job.kind == RenameKind::NoReplace => {
+                return Err(Error::new(libc::EEXIST, "rename"));
+            }
+            None if exchange => return Err(Error::new(libc::ENOENT, "exchange")),
+            Some(target) if Arc::ptr_eq(&source, target) => return Ok(true),
+            Some(target) if !exchange => match (source.is_dir(), target.is_dir()) {
+                (true, false) => return Err(Error::new(libc::ENOTDIR, "rename")),
+                (false, true) => return Err(Error::new(libc::EISDIR, "rename")),
+                (true, true) => {
+                    let inside = self.listing(target)?;
+                    self.require_empty(&self.read_tree(), target, &inside)?;
+                }
+                (false, false) => {}
+            },
+            _ => {}
+        }
+        refuse_loop(&source, &to.parent)?;
+        let from_below = self.listing(&from.parent)?.get(from.name).is_some();
+        let to_below = self.listing(&to.parent)?.get(to.name).is_some();
+        self.prepare_move(&source, from, to_below)?;
+        self.copy_up(&to.parent, Want::Meta)?;
+        if let Some(target) = &target {
+            if exchange {
+                refuse_loop(target, &from.parent)?;
+                self.prepare_move(target, to, from_below)?;
+            } else {
+                self.settle_alias(target, &to.parent, to.name)?;
+            }
+        }
+        let inside = match &target {
+            Some(target) if target.is_dir() => Some(self.listing(target)?),
+            _ => None,
+        };
+
+        let tree = self.write_tree();
+        refuse_loop(&source, &to.parent)?;
+        if self.stands(&tree, &source, &from.parent, from.name)? != Some(true) {
+            return Ok(false);
+        }
+        let target_in_upper = match &target {
+            Some(target) => match self.stands(&tree, target, &to.parent, to.name)? {
+                Some(in_upper) => in_upper,
+                None => return Ok(false),
+            },
+            None => {
+                let held = self.held(&tree, &to.parent, to.name)?;
+                if held.map_or(to_below, |h| h.object.is_some()) {
+                    return Ok(false);
+                }
+                false
+            }
+        };
+        if exchange {
+            let Some(target) = &target else { return Ok(false) };
+            if !target_in_upper {
+                return Ok(false);
+            }
+            refuse_loop(target, &from.parent)?;
+            self.exchange(&tree, job, &source, target)?;
+            return Ok(true);
+        }
+        if let (Some(target), Some(inside)) = (&target, &inside) {
+            self.require_empty(&tree, target, inside)?;
+        }
+        let rest =
+            self.replace(&tree, job, &source, target.as_ref(), target_in_upper, from_below)?;
+        drop(tree);
+        drop(rest);
+        if let Some(ino) = target.map(|t| t.ino) {
+            self.table.reap(ino);
+        }
+        Ok(true)
+    }
+
+    /// Makes an object ready to stand under another name: in the upper, with its lower part named or
+    /// cut off.
+    fn prepare_move(&self, node: &Arc<Node>, at: &Spot<'_>, onto_lower: bool) -> Result<()> {
+        let upper = self.upper()?;
+        let merges = node.dir.as_ref().is_some_and(|d| !d.lowers.is_empty());
+        if merges && !upper.extended {
+            return Err(Error::new(libc::EXDEV, "rename a directory of a lower"));
+        }
+        self.copy_up(node, Want::Meta)?;
+        self.settle_alias(node, &at.parent, at.name)?;
+        if !node.is_dir() {
+            return Ok(());
+        }
+        let tree = self.read_tree();
+        let place = self.place(&tree, node)?;
+        match &node.lower {
+            Some(lower) if merges => upper.space.set(&place, Mark::Redirect, &lower.path()),
+            _ if onto_lower => upper.make_opaque(&place),
+            _ => Ok(()),
+        }
+    }
+
+    fn exchange(
+        &self,
+        tree: &Tree<'_>,
+        job: &Move<'_>,
+        source: &Arc<Node>,
+        target: &Arc<Node>,
+    ) -> Result<()> {
+        let (from, to) = (&job.from, &job.to);
+        let a = self.child_place(tree, &from.parent, from.name)?;
+        let b = self.child_place(tree, &to.parent, to.name)?;
+        name::renameat(a.fd(), &a.name, b.fd(), &b.name, libc::RENAME_EXCHANGE).op("exchange")?;
+        for (node, old, new) in [(source, from, to), (target, to, from)] {
+            node.drop_link(&old.parent, old.name);
+            self.moved_in(tree, node, new)?;
+        }
+        Ok(())
+    }
+
+    /// Records that a node stands under a name now.
+    fn moved_in(&self, tree: &Tree<'_>, node: &Arc<Node>, at: &Spot<'_>) -> Result<()> {
+        self.index(tree, &at.parent)?.set(at.name, Some(node.kind.dtype()), false);
+        node.add_link(&at.parent, at.name, true);
+        if !node.is_local() {
+            at.parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Moves the source over the target, or to where nothing is. Returns what is to be cleaned up.
+    fn replace(
+        &self,
+        tree: &Tree<'_>,
+        job: &Move<'_>,
+        source: &Arc<Node>,
+        target: Option<&Arc<Node>>,
+        target_in_upper: bool,
+        from_below: bool,
+    ) -> Result<Option<Temp<'_>>> {
+        let (from, to) = (&job.from, &job.to);
+        let upper = self.upper()?;
+        let a = self.child_place(tree, &from.parent, from.name)?;
+        let b = self.child_place(tree, &to.parent, to.name)?;
+        let mut rest = None;
+        let mut leaving = None;
+        if let Some(target) = target {
+            leaving = self.leaving(tree, target, &to.parent, to.name, target_in_upper)?;
+            if target.is_dir() && target_in_upper {
+                rest = self.empty_target(tree, target, &b)?;
+            }
+        }
+        match upper.style {
+            Style::Overlay => self.move_overlay(&a, &b, source, from_below)?,
+            Style::Wh => {
+                if from_below {
+                    upper.write_wh(a.fd(), from.name)?;
+                }
+                name::renameat(a.fd(), &a.name, b.fd(), &b.name, 0).op("rename")?;
+            }
+        }
+        if let Some(target) = target {
+            self.left(target, &to.parent, to.name, leaving)?;
+        }
+        self.index(tree, &from.parent)?.set(from.name, None, from_below);
+        source.drop_link(&from.parent, from.name);
+        self.moved_in(tree, source, to)?;
+        if upper.wh_is_mark() {
+            upper.clear_wh(b.fd(), to.name)?;
+        }
+        if job.kind == RenameKind::Whiteout {
+            self.leave_device(tree, from, &a)?;
+        }
+        Ok(rest)
+    }
+
+    /// Makes an upper directory, that shows nothing, really empty: opaque first, so that a crash
+    /// between the steps shows nothing either.
+    fn empty_target(&self, tree: &Tree<'_>, node: &Node, at: &At) -> Result<Option<Temp<'_>>> {
+        let upper = self.upper()?;
+        match upper.style {
+            Style::Wh => self.move_away(at).map(Some),
+            Style::Overlay => {
+                upper.make_opaque(at)?;
+                let dir = self.dir_fd(tree, node)?;
+                work::clean(std::os::fd::AsFd::as_fd(&dir)).map(|()| None)
+            }
+        }
+    }
+
+    fn move_overlay(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
+        let upper = self.upper()?;
+        let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
+        let at_target = meta::fstatat(b.fd(), &b.name).ok();
+        let onto_whiteout = at_target
+            .is_some_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0);
+        if onto_whiteout && source.is_dir() {
+            rename(libc::RENAME_EXCHANGE).op("rename")?;
+            if !from_below {
+                name::unlinkat(a.fd(), &a.name).op("remove whiteout")?;
+            }
+            return Ok(());
+        }
+        if !from_below {
+            return rename(0).op("rename");
+        }
+        match rename(libc::RENAME_WHITEOUT) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {}
+            other => return other.op("rename"),
+        }
+        // A file system without RENAME_WHITEOUT: a whiteout at the new name changes places.
+        if at_target.is_none() {
+            name::mknodat(b.fd(), &b.name, libc::S_IFCHR, 0).op("make whiteout")?;
+            return rename(libc::RENAME_EXCHANGE).op("rename");
+        }
+        let whiteout = upper.prepare_whiteout()?;
+        rename(libc::RENAME_EXCHANGE).op("rename")?;
+        let flags = if source.is_dir() { libc::RENAME_EXCHANGE } else { 0 };
+        whiteout.publish(a, flags)
+    }
+
+    /// `RENAME_WHITEOUT` by a user: a device 0:0 that users see takes the old name.
+    fn leave_device(&self, tree: &Tree<'_>, from: &Spot<'_>, at: &At) -> Result<()> {
+        let upper = self.upper()?;
+        let temp = Temp::new(upper);
+        upper.write_special(&temp.place(), Kind::Char, 0)?;
+        meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
+        temp.publish(at, 0)?;
+        if upper.wh_is_mark() {
+            upper.clear_wh(at.fd(), from.name)?;
+        }
+        self.index(tree, &from.parent)?.set(from.name, Some(libc::DT_CHR), false);
+        Ok(())
+    }
+}
+
+/// EINVAL if the directory would come to stand in itself.
+fn refuse_loop(node: &Arc<Node>, parent: &Arc<Node>) -> Result<()> {
+    if !node.is_dir() {
+        return Ok(());
+    }
+    let mut at = Some(parent.clone());
+    while let Some(dir) = at {
+        if Arc::ptr_eq(&dir, node) {
+            return Err(Error::new(libc::EINVAL, "move a directory into itself"));
+        }
+        at = dir.state.read().links.first().map(|l| l.parent.clone());
+    }
+    Ok(())
+}

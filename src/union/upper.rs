@@ -1,0 +1,268 @@
+//! The read-write directory and its work directory: locks, abilities, the dialect of its names.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use lru::LruCache;
+use parking_lot::Mutex;
+
+use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
+use super::marks::{self, Mark, Space};
+use super::node::Node;
+use super::place::At;
+use super::work;
+use crate::error::{Context, Error, Result, best_effort};
+use crate::layer::dialect::{self, WH};
+use crate::sys::{file, meta, name};
+
+/// How many descriptors of upper directories are kept open.
+const KEPT_DIRECTORIES: usize = 512;
+/// How a user's name that begins with `.wh.` is stored where such names are marks.
+const ESCAPED: &[u8] = b".wh..wh.u.";
+/// The value of the dialect mark of an upper in which `.wh.` names are the users'.
+const PLAIN: &[u8] = b"plain";
+/// The file in the work directory that tells of an upper which a crash may have torn.
+const VOLATILE: &[u8] = b"volatile";
+
+/// How deletions are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Style {
+    /// A character device 0:0, and the opaque attribute.
+    Overlay,
+    /// `.wh.NAME` and `.wh..wh..opq`.
+    Wh,
+}
+
+#[derive(Debug)]
+pub struct Upper {
+    pub root: Arc<OwnedFd>,
+    /// Where temporaries are made.
+    pub work: Arc<OwnedFd>,
+    /// One more name for each copied-up file with several names, by the number of its node.
+    index: Arc<OwnedFd>,
+    base: OwnedFd,
+    pub style: Style,
+    /// `.wh.` names are marks, so the users' are escaped.
+    wh_is_mark: bool,
+    pub space: Space,
+    pub durability: Durability,
+    /// Redirects and metadata-only copies may be written.
+    pub extended: bool,
+    /// Real device nodes can be made.
+    pub devices: bool,
+    /// The user and group of what the daemon makes.
+    pub uid: u32,
+    pub gid: u32,
+    kept: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
+    /// The numbers of copied-up objects where no attribute can keep them: by upper inode number.
+    remembered: Mutex<HashMap<u64, Ino>>,
+    temp: AtomicU64,
+}
+
+impl Upper {
+    /// Opens and locks the directories, cleans the work directory, finds out what can be stored.
+    pub fn open(spec: &UpperSpec, config: &UnionConfig) -> Result<Upper> {
+        let root = open_dir(&spec.upper, "open upper")?;
+        let base = open_dir(&spec.work, "open work directory")?;
+        let (in_upper, in_work) = (stat_of(&root, &spec.upper)?, stat_of(&base, &spec.work)?);
+        if in_upper.st_dev != in_work.st_dev {
+            return Err(Error::new(libc::EXDEV, "work directory and upper on two file systems")
+                .at(&spec.work));
+        }
+        for (fd, path) in [(&root, &spec.upper), (&base, &spec.work)] {
+            file::lock_exclusive(fd.as_fd()).op("lock").map_err(|e| e.at(path))?;
+        }
+        if meta::fstatat(base.as_fd(), VOLATILE).is_ok() {
+            let why = "upper was not synced when its last mount was cut off; discard it";
+            return Err(Error::new(libc::EINVAL, why).at(&spec.upper));
+        }
+        let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
+        let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
+        let probe = work::probe(&work, config.whiteouts == Whiteouts::Overlay)?;
+        let style = match config.whiteouts {
+            Whiteouts::Wh => Style::Wh,
+            Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,
+            Whiteouts::Overlay if !probe.whiteout || probe.space == Space::None => {
+                let why =
+                    "the upper's file system cannot hold overlay whiteouts; use --whiteouts wh";
+                return Err(Error::new(libc::EOPNOTSUPP, why).at(&spec.upper));
+            }
+            _ => Style::Overlay,
+        };
+        if config.durability == Durability::Volatile {
+            let flags = libc::O_CREAT | libc::O_WRONLY;
+            file::openat(base.as_fd(), VOLATILE, flags, 0o600).op("volatile marker")?;
+        }
+        let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
+        let mut upper = Upper {
+            root: Arc::new(root),
+            work: Arc::new(work),
+            index: Arc::new(index),
+            base,
+            style,
+            wh_is_mark: true,
+            space: probe.space,
+            durability: config.durability,
+            extended: !config.portable_upper && probe.space != Space::None,
+            devices: probe.devices,
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            kept: Mutex::new(LruCache::new(size)),
+            remembered: Mutex::default(),
+            temp: AtomicU64::new(0),
+        };
+        upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
+        Ok(upper)
+    }
+
+    /// Whether `.wh.` names are marks here. An upper that is ours from its first name on, and holds
+    /// other marks for deletions, leaves them to the users, and says so for ever.
+    fn settle_dialect(&self, portable: bool) -> Result<bool> {
+        let root = self.root_place();
+        if marks::read(&root)?.dialect.as_deref() == Some(PLAIN) {
+            if self.style == Style::Wh {
+                let why = "the upper was begun with overlay whiteouts; --whiteouts wh cannot take it over";
+                return Err(Error::new(libc::EINVAL, why));
+            }
+            return Ok(false);
+        }
+        if self.style == Style::Wh || portable || !self.is_empty()? {
+            return Ok(true);
+        }
+        self.space.set(&root, Mark::Dialect, PLAIN)?;
+        Ok(false)
+    }
+
+    pub fn root_place(&self) -> At {
+        At { dir: self.root.clone(), name: Vec::new() }
+    }
+
+    /// Whether nothing was ever written to the upper.
+    pub fn is_empty(&self) -> Result<bool> {
+        let fd = file::openat(self.root.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
+            .op("open upper")?;
+        let mut any = false;
+        crate::sys::dirent::read_dir(fd.as_fd(), |_, _, _| any = true).op("read upper")?;
+        Ok(!any)
+    }
+
+    /// The name under which a user's name is stored.
+    pub fn stored(&self, name: &[u8]) -> Result<Vec<u8>> {
+        match name.strip_prefix(WH) {
+            Some(rest) if self.wh_is_mark => {
+                let stored = [ESCAPED, rest].concat();
+                if stored.len() > libc::FILENAME_MAX.min(255) as usize {
+                    return Err(Error::new(libc::ENAMETOOLONG, "escape name"));
+                }
+                Ok(stored)
+            }
+            _ => Ok(name.to_vec()),
+        }
+    }
+
+    /// What a stored name means.
+    pub fn meaning<'a>(&self, stored: &'a [u8]) -> Stored<'a> {
+        if !self.wh_is_mark || !stored.starts_with(WH) {
+            Stored::Name(std::borrow::Cow::Borrowed(stored))
+        } else if let Some(rest) = stored.strip_prefix(ESCAPED) {
+            Stored::Name(std::borrow::Cow::Owned([WH, rest].concat()))
+        } else if stored == dialect::WH_OPAQUE {
+            Stored::Opaque
+        } else if let Some(deleted) = dialect::deleted_by(stored) {
+            Stored::Whiteout(deleted)
+        } else {
+            Stored::Other
+        }
+    }
+
+    /// Whether directories may hold a `.wh..wh..opq`.
+    pub fn wh_is_mark(&self) -> bool {
+        self.wh_is_mark
+    }
+
+    /// A new name for the work directory.
+    pub fn temp_name(&self) -> Vec<u8> {
+        format!("#{:x}", self.temp.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    pub fn work_fd(&self) -> BorrowedFd<'_> {
+        self.work.as_fd()
+    }
+
+    /// The index entry of a file that had several names in its lower.
+    pub fn index_place(&self, ino: Ino) -> Result<At> {
+        Ok(At { dir: self.index.clone(), name: format!("{ino:016x}").into_bytes() })
+    }
+
+    pub fn kept_dir(&self, node: &Node) -> Option<Arc<OwnedFd>> {
+        if node.ino == ROOT {
+            return Some(self.root.clone());
+        }
+        if let Some(fd) = &node.state.read().orphan {
+            return Some(fd.clone());
+        }
+        self.kept.lock().get(&node.ino).cloned()
+    }
+
+    pub fn keep_dir(&self, ino: Ino, fd: &Arc<OwnedFd>) {
+        self.kept.lock().put(ino, fd.clone());
+    }
+
+    pub fn drop_dir(&self, ino: Ino) {
+        self.kept.lock().pop(&ino);
+    }
+
+    /// Keeps the number of an object in memory, where attributes cannot.
+    pub fn remember(&self, upper_ino: u64, ino: Ino) {
+        self.remembered.lock().insert(upper_ino, ino);
+    }
+
+    /// Lets go of the number, as the inode is about to be free again.
+    pub fn unremember(&self, upper_ino: u64) {
+        self.remembered.lock().remove(&upper_ino);
+    }
+
+    pub fn recall(&self, upper_ino: u64) -> Option<Ino> {
+        if self.space != Space::None {
+            return None;
+        }
+        self.remembered.lock().get(&upper_ino).copied()
+    }
+
+    /// The daemon may give files away.
+    pub fn privileged(&self) -> bool {
+        self.uid == 0
+    }
+}
+
+/// What a name in the upper means.
+#[derive(Debug)]
+pub enum Stored<'a> {
+    Name(std::borrow::Cow<'a, [u8]>),
+    Whiteout(&'a [u8]),
+    Opaque,
+    /// Bookkeeping of another union.
+    Other,
+}
+
+impl Drop for Upper {
+    fn drop(&mut self) {
+        best_effort("clean work directory", work::clean(self.work.as_fd()));
+        if self.durability == Durability::Volatile && nix::unistd::syncfs(self.root.as_fd()).is_ok()
+        {
+            best_effort("volatile marker", name::unlinkat(self.base.as_fd(), VOLATILE));
+        }
+    }
+}
+
+fn open_dir(path: &Path, op: &'static str) -> Result<OwnedFd> {
+    file::open_path(path, libc::O_RDONLY | libc::O_DIRECTORY).op(op).map_err(|e| e.at(path))
+}
+
+fn stat_of(fd: &OwnedFd, path: &Path) -> Result<meta::Stat> {
+    meta::fstatat(fd.as_fd(), b"").op("stat").map_err(|e| e.at(path))
+}

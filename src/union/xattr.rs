@@ -1,0 +1,143 @@
+//! Extended attributes. Those of the unions are not the users': they are hidden, and a user's own of
+//! such a name is stored under another.
+
+use std::ffi::{CString, OsStr};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
+
+use super::Union;
+use super::api::{Caller, Ino};
+use super::copy_up::Want;
+use super::marks;
+use super::node::Node;
+use crate::error::{Context, Error, Result};
+use crate::layer::dialect;
+use crate::sys::{meta, xattr};
+
+const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
+const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
+
+fn stored(key: &OsStr) -> Result<CString> {
+    CString::new(marks::escape(key.as_bytes())).map_err(|_| Error::new(libc::EINVAL, "xattr name"))
+}
+
+impl Union {
+    pub fn getxattr(&self, ino: Ino, key: &OsStr) -> Result<Vec<u8>> {
+        let node = self.table.get(ino)?;
+        let absent = || Error::new(libc::ENODATA, "get xattr");
+        if node.bare.load(Ordering::Acquire) {
+            return Err(absent());
+        }
+        if self.keys(&node)?.is_empty() {
+            return Err(absent());
+        }
+        let name = stored(key)?;
+        let upper = node.state.read().upper;
+        match &node.lower {
+            Some(lower) if !upper => {
+                let magic = dialect::is_cvmfs_magic(key.as_bytes());
+                if magic && self.lowers.layer(&lower.dir).is_some_and(|l| l.cvmfs) {
+                    return Err(absent());
+                }
+                let dir = self.lowers.fd(&lower.dir)?;
+                xattr::get(dir.as_fd(), &lower.name, &name)
+                    .op("get xattr of lower")
+                    .map_err(|e| self.lowers.blame(e, &lower.dir, &lower.name))
+            }
+            _ => {
+                let tree = self.read_tree();
+                let at = self.place(&tree, &node)?;
+                xattr::get(at.fd(), &at.name, &name).op("get xattr")
+            }
+        }
+    }
+
+    /// The names, each ended by a NUL.
+    pub fn listxattr(&self, ino: Ino) -> Result<Vec<u8>> {
+        let node = self.table.get(ino)?;
+        let mut names = Vec::new();
+        for key in self.keys(&node)? {
+            names.extend_from_slice(&key);
+            names.push(0);
+        }
+        Ok(names)
+    }
+
+    /// The names that users see; that there are none is remembered.
+    fn keys(&self, node: &Node) -> Result<Vec<Vec<u8>>> {
+        if node.bare.load(Ordering::Acquire) {
+            return Ok(Vec::new());
+        }
+        let upper = node.state.read().upper;
+        let raw = match &node.lower {
+            Some(lower) if !upper => self.lowers.list_xattrs(&lower.dir, &lower.name)?,
+            _ => {
+                let tree = self.read_tree();
+                let at = self.place(&tree, node)?;
+                let list = match xattr::list(at.fd(), &at.name) {
+                    Err(e) if marks::unsupported(&e) => Vec::new(),
+                    other => other.op("list xattrs")?,
+                };
+                let keys: Vec<Vec<u8>> = list
+                    .split(|b| *b == 0)
+                    .filter(|k| !k.is_empty())
+                    .filter_map(marks::unescape)
+                    .collect();
+                // Under the tree lock, so no attribute is set meanwhile.
+                node.bare.store(keys.is_empty(), Ordering::Release);
+                return Ok(keys);
+            }
+        };
+        Ok(raw.iter().filter_map(|k| marks::unescape(k)).collect())
+    }
+
+    /// `flags`: `XATTR_CREATE`, `XATTR_REPLACE`.
+    pub fn setxattr(
+        &self,
+        caller: &Caller,
+        ino: Ino,
+        key: &OsStr,
+        value: &[u8],
+        flags: i32,
+    ) -> Result<()> {
+        let (node, name) = (self.table.get(ino)?, stored(key)?);
+        self.copy_up(&node, Want::Meta)?;
+        let tree = self.write_tree();
+        let at = self.place(&tree, &node)?;
+        node.bare.store(false, Ordering::Release);
+        xattr::set(at.fd(), &at.name, &name, value, flags).op("set xattr")?;
+        if key.as_bytes() == ACCESS_ACL && caller.uid != 0 {
+            let stat = at.stat()?;
+            if stat.st_mode & libc::S_ISGID != 0 && stat.st_gid != caller.gid && !node.is_dir() {
+                let mode = stat.st_mode & 0o7777 & !libc::S_ISGID;
+                meta::fchmodat(at.fd(), &at.name, mode).op("drop set-gid bit")?;
+            }
+        }
+        self.acl_changed(&node, key);
+        Ok(())
+    }
+
+    pub fn removexattr(&self, ino: Ino, key: &OsStr) -> Result<()> {
+        let (node, name) = (self.table.get(ino)?, stored(key)?);
+        // A file of a lower is not copied up for an attribute it does not have.
+        let is_acl = matches!(key.as_bytes(), ACCESS_ACL | DEFAULT_ACL);
+        if !is_acl && !self.keys(&node)?.iter().any(|k| k == key.as_bytes()) {
+            return Err(Error::new(libc::ENODATA, "remove xattr"));
+        }
+        self.copy_up(&node, Want::Meta)?;
+        let tree = self.write_tree();
+        let at = self.place(&tree, &node)?;
+        let removed = xattr::remove(at.fd(), &at.name, &name).op("remove xattr");
+        self.acl_changed(&node, key);
+        removed
+    }
+
+    fn acl_changed(&self, node: &Node, key: &OsStr) {
+        if let (DEFAULT_ACL, Some(dir)) = (key.as_bytes(), &node.dir)
+            && let Some(index) = dir.index.lock().as_mut()
+        {
+            index.default_acl = None;
+        }
+    }
+}
