@@ -87,8 +87,12 @@ impl Union {
         parent: &Arc<Node>,
         name: &[u8],
     ) -> Result<()> {
-        let several = node.lower.as_ref().is_some_and(|l| l.stat.st_nlink > 1);
-        if several && !node.is_dir() {
+        let only_below = {
+            let state = node.state.read();
+            state.links.iter().any(|l| l.is(parent, name) && !l.in_upper)
+                && (state.upper || node.lower.as_ref().is_some_and(|l| l.stat.st_nlink > 1))
+        };
+        if only_below && !node.is_dir() {
             self.link_alias(node, parent, name)?;
         }
         Ok(())
