@@ -121,7 +121,7 @@ impl Union {
                 let times = [timespec(set.atime), timespec(set.mtime)];
                 meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
             }
-            if is_empty(set) {
+            if is_empty(set) && !node.is_dir() {
                 drop_privileges(&at)?;
             }
         }
