@@ -134,11 +134,11 @@ impl Union {
         let tree = self.read_tree();
         let dir = At { dir: self.dir_fd(&tree, parent)?, name: Vec::new() };
         let to = self.child_place(&tree, parent, name)?;
-        let held = self.held(&tree, parent, name)?;
-        let mut index = self.index(&tree, parent)?;
-        if index.get(name) != held {
-            return Err(Error::new(libc::EEXIST, "create"));
+        if parent.state.read().removed {
+            return Err(Error::new(libc::ENOENT, "create in a removed directory"));
         }
+        let mut index = self.index(&tree, parent)?;
+        let held = index.get(name);
         let below = listing.get(name).is_some();
         if held.map_or(below, |h| h.object.is_some()) {
             return Err(Error::new(libc::EEXIST, "create"));

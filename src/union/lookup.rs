@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
 
@@ -288,7 +288,8 @@ impl Union {
         self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
-                dir.homegrown.store(true, std::sync::atomic::Ordering::Relaxed);
+                dir.homegrown.store(true, Ordering::Relaxed);
+                *dir.index.lock() = Some(Index::default());
             }
             node
         })

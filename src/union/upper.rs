@@ -82,7 +82,7 @@ impl Upper {
         }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
-        let probe = work::probe(&work, config.whiteouts == Whiteouts::Overlay)?;
+        let probe = work::probe(&work)?;
         let style = match config.whiteouts {
             Whiteouts::Wh => Style::Wh,
             Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,

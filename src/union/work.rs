@@ -109,22 +109,23 @@ pub struct Probe {
 }
 
 /// Tries it out in the work directory.
-pub fn probe(work: &OwnedFd, _required: bool) -> Result<Probe> {
+pub fn probe(work: &OwnedFd) -> Result<Probe> {
     let dir = work.as_fd();
-    let whiteout = name::mknodat(dir, b"probe", libc::S_IFCHR, 0).is_ok();
-    best_effort("clean", clean(dir));
-    let devices = name::mknodat(dir, b"probe", libc::S_IFCHR, libc::makedev(1, 3)).is_ok();
-    best_effort("clean", clean(dir));
     file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
         .op("write to work directory")?;
     let mut space = Space::None;
+    // In the unions' own part of the namespaces: a file system may refuse just that one.
     for (key, found) in
-        [(c"user.cvmfs-union.probe", Space::User), (c"trusted.cvmfs-union.probe", Space::Trusted)]
+        [(c"user.overlay.probe", Space::User), (c"trusted.overlay.probe", Space::Trusted)]
     {
         if xattr::set(dir, b"probe", key, b"y", 0).is_ok() {
             space = found;
         }
     }
+    // A whiteout has to change places with what it hides.
+    let whiteout = name::mknodat(dir, b"whiteout", libc::S_IFCHR, 0).is_ok()
+        && name::renameat(dir, b"whiteout", dir, b"probe", libc::RENAME_EXCHANGE).is_ok();
+    let devices = name::mknodat(dir, b"device", libc::S_IFCHR, libc::makedev(1, 3)).is_ok();
     clean(dir)?;
     Ok(Probe { whiteout, devices, space })
 }
