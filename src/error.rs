@@ -38,8 +38,14 @@ impl Error {
         self
     }
 
+    /// What the caller of the system call gets.
     pub fn errno(&self) -> i32 {
         self.errno
+    }
+
+    /// The layer that failed, if one did.
+    pub fn layer(&self) -> Option<&str> {
+        self.layer.as_deref()
     }
 }
 

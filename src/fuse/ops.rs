@@ -28,7 +28,7 @@ const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FO
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
 /// How long requests under way are waited for when the mount is gone.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+const LAST_WAIT: Duration = Duration::from_millis(300);
 
 /// The most one copy request moves, so that it ends in reasonable time.
 const MAX_COPY: u64 = 1 << 30;

@@ -109,7 +109,7 @@ impl Union {
                         return Ok(Some(node));
                     }
                     drop(tree);
-                    let below = self.below_upper(&seen, listing.get(name))?;
+                    let below = self.below_upper(&seen, parent, listing.get(name))?;
                     Some((seen.ino, self.upper_node(seen, below)))
                 }
                 Some(_) => None,
@@ -186,7 +186,7 @@ impl Union {
                 kind = dtype_of(stat.st_mode);
                 whiteout = kind == libc::DT_CHR && stat.st_rdev == 0;
             } else if kind == libc::DT_REG && marked.holds_xattr_whiteouts {
-                whiteout = is_xattr_whiteout(dir.as_fd(), &stored);
+                whiteout = is_xattr_whiteout(dir.as_fd(), &stored).op("read marks")?;
             }
             index.set(&name, (!whiteout).then_some(kind), whiteout);
         }
@@ -214,6 +214,7 @@ impl Union {
     fn below_upper(
         &self,
         seen: &Seen,
+        parent: &Node,
         entry: Option<&crate::layer::Listed>,
     ) -> Result<Option<Below>> {
         let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
@@ -224,8 +225,7 @@ impl Union {
             Some(path) if path.starts_with(b"/") => self.below_path(path)?,
             Some(name) => {
                 // A relative redirect, of kernel overlayfs: another name in the same directory.
-                let owner = entry.and_then(|e| e.owners.first());
-                match owner {
+                match parent.as_dir()?.lowers.first() {
                     Some(dir) => self.below_path(&[&dir.path(), &b"/"[..], name].concat())?,
                     None => None,
                 }

@@ -146,7 +146,9 @@ impl Upper {
         let fd = file::openat(self.root.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .op("open upper")?;
         let mut any = false;
-        crate::sys::dirent::read_dir(fd.as_fd(), |_, _, _| any = true).op("read upper")?;
+        // What mkfs made is nobody's work.
+        let mut look = |name: &[u8], _, _| any |= name != b"lost+found";
+        crate::sys::dirent::read_dir(fd.as_fd(), &mut look).op("read upper")?;
         Ok(!any)
     }
 
@@ -182,6 +184,18 @@ impl Upper {
     /// Whether directories may hold a `.wh..wh..opq`.
     pub fn wh_is_mark(&self) -> bool {
         self.wh_is_mark
+    }
+
+    /// Brings everything to the disk, after which a volatile upper is as good as any.
+    pub fn settle(&self) -> Result<()> {
+        if self.durability != Durability::Volatile {
+            return Ok(());
+        }
+        nix::unistd::syncfs(self.root.as_fd()).map_err(|e| Error::new(e as i32, "sync upper"))?;
+        match name::unlinkat(self.base.as_fd(), VOLATILE) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other.op("remove volatile marker"),
+        }
     }
 
     /// A new name for the work directory.
@@ -227,9 +241,6 @@ impl Upper {
     }
 
     pub fn recall(&self, upper_ino: u64) -> Option<Ino> {
-        if self.space != Space::None {
-            return None;
-        }
         self.remembered.lock().get(&upper_ino).copied()
     }
 
@@ -252,10 +263,7 @@ pub enum Stored<'a> {
 impl Drop for Upper {
     fn drop(&mut self) {
         best_effort("clean work directory", work::clean(self.work.as_fd()));
-        if self.durability == Durability::Volatile && nix::unistd::syncfs(self.root.as_fd()).is_ok()
-        {
-            best_effort("volatile marker", name::unlinkat(self.base.as_fd(), VOLATILE));
-        }
+        best_effort("sync upper", self.settle());
     }
 }
 

@@ -10,6 +10,9 @@ use crate::error::{Context, Result, best_effort};
 use crate::layer::dialect;
 use crate::sys::{dirent, file, meta, name, xattr};
 
+/// The longest name of a file, in bytes.
+const NAME_MAX: usize = 255;
+
 /// A name in the work directory. What stands there is removed unless it was moved away.
 #[derive(Debug)]
 pub struct Temp<'a> {
@@ -86,6 +89,9 @@ impl Upper {
 
     /// Removes the `.wh.` marker of a name, if there is one.
     pub fn clear_wh(&self, dir: BorrowedFd<'_>, hidden: &[u8]) -> Result<()> {
+        if hidden.len() + dialect::WH.len() > NAME_MAX {
+            return Ok(());
+        }
         match name::unlinkat(dir, &dialect::marker_for(hidden)) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other.op("remove whiteout"),
