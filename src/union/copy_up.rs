@@ -420,7 +420,8 @@ fn may_not_chown(e: &std::io::Error) -> bool {
     }
 }
 
-fn restore_times(at: &At, stat: &Stat) -> Result<()> {
+/// Sets the times back to what they were.
+pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
     let times = [
         libc::timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec },
         libc::timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec },

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
 
@@ -49,6 +49,7 @@ pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node
         dir: Some(Dir { lowers: dirs, ..Dir::default() }),
         state: RwLock::new(state),
         generation: AtomicU64::new(0),
+        writers: AtomicU32::new(0),
         bare: AtomicBool::new(bare),
     };
     if upper.is_none() && node.lower.is_none() {
@@ -314,6 +315,7 @@ fn new_node(
         dir,
         state: RwLock::new(state),
         generation: AtomicU64::new(0),
+        writers: AtomicU32::new(0),
         bare: AtomicBool::new(bare),
     }
 }

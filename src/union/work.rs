@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::api::Kind;
+use super::copy_up::restore_times;
 use super::marks::{self, Mark, Space};
 use super::place::At;
 use super::upper::{Style, Upper};
@@ -71,10 +72,10 @@ impl Upper {
             Style::Overlay => self.space.set(dir, Mark::Opaque, b"y"),
             Style::Wh => {
                 let fd = dir.open(libc::O_PATH | libc::O_DIRECTORY)?;
+                let times = dir.stat()?;
                 let flags = libc::O_CREAT | libc::O_WRONLY;
-                file::openat(fd.as_fd(), dialect::WH_OPAQUE, flags, 0o444)
-                    .op("make opaque")
-                    .map(drop)
+                file::openat(fd.as_fd(), dialect::WH_OPAQUE, flags, 0o444).op("make opaque")?;
+                restore_times(dir, &times)
             }
         }
     }
