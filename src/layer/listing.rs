@@ -16,6 +16,7 @@ use crate::sys::{dirent, file, meta, xattr};
 /// One name of the merged lower listing.
 #[derive(Debug)]
 pub struct Listed {
+    /// Never `.`, `..`, a marker or a catalogue of CVMFS.
     pub name: Box<[u8]>,
     /// `DT_*`.
     pub kind: u8,
@@ -74,6 +75,7 @@ impl Listing {
         Ok(Listing { entries, by_name })
     }
 
+    /// None for a name that no layer shows: absent, deleted or hidden.
     pub fn get(&self, name: &[u8]) -> Option<&Listed> {
         self.by_name.get(name).and_then(|i| self.entries.get(*i))
     }
@@ -83,10 +85,12 @@ impl Listing {
         self.entries.get(at..).unwrap_or_default()
     }
 
+    /// The number of names, and the position after the last.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether the layers show nothing here; whiteouts do not count.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -149,6 +153,7 @@ pub fn dtype_of(mode: u32) -> u8 {
 /// What the attributes of a directory say about deletions in it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opaque {
+    /// What layers below hold of the directory is hidden.
     pub opaque: bool,
     /// `overlay.opaque` is `x`: files with an `overlay.whiteout` attribute are whiteouts.
     pub holds_xattr_whiteouts: bool,

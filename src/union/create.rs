@@ -47,6 +47,8 @@ struct Plan<'a> {
 }
 
 impl Union {
+    /// Makes and opens a file: attributes and handle. One that is there is opened, with `O_EXCL` it is
+    /// EEXIST. Counts a lookup.
     pub fn create(
         &self,
         caller: &Caller,
@@ -76,6 +78,7 @@ impl Union {
         }
     }
 
+    /// S14 tells the mode that it gets. Counts a lookup.
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
         self.make_entry(caller, parent, name, mode, What::Dir)
     }
@@ -94,6 +97,7 @@ impl Union {
         self.make_entry(caller, parent, name, mode & 0o7777, what)
     }
 
+    /// The target is stored as it is; the mode is always 0777. Counts a lookup.
     pub fn symlink(
         &self,
         caller: &Caller,

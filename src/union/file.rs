@@ -85,6 +85,7 @@ impl Union {
         if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
     }
 
+    /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
     pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
         file::fallocate(self.fd_of(fh)?.as_fd(), mode, offset, len).op("fallocate")
     }

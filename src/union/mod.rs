@@ -8,6 +8,8 @@
 //! names), a directory's index, a node's state, the table. None of them is held while a lower is
 //! asked; what a lower said is checked against the index again afterwards. A copy-up holds its flight,
 //! which only stops others that want the same file.
+//!
+//! S and a number is a clause of [`crate::docs::semantics`].
 
 pub mod api;
 

@@ -33,6 +33,8 @@ struct Move<'a> {
 }
 
 impl Union {
+    /// The target is judged in the merged view. EXDEV: a directory with a lower part, where redirects
+    /// cannot be written (S40, S44).
     pub fn rename(
         &self,
         parent: Ino,
