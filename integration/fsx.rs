@@ -64,7 +64,7 @@ fn fixture(name: &str) -> Option<Fixture> {
         return None;
     }
     let mut fixture = Fixture::new(name);
-    let content: Vec<u8> = (0..SIZE).map(|i| (i * i >> 7) as u8).collect();
+    let content: Vec<u8> = (0..SIZE).map(|i| ((i * i) >> 7) as u8).collect();
     sys::make(fixture.lower().join("file"), &content).unwrap();
     fixture.mount();
     Some(fixture)
