@@ -143,7 +143,7 @@ impl Lowers {
         meta::fstatat(fd.as_fd(), name).op("stat lower").map_err(|e| self.blame(e, dir, name))
     }
 
-    /// The attributes that users may see, as names ended by NUL.
+    /// The names of all attributes that somebody stored, the unions' own among them.
     pub fn list_xattrs(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
         let fd = self.fd(dir)?;
         let raw = match xattr::list(fd.as_fd(), name) {

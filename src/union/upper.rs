@@ -17,7 +17,7 @@ use super::place::At;
 use super::work;
 use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect::{self, WH};
-use crate::sys::{file, meta, name};
+use crate::sys::{dirent, file, meta, name};
 
 /// How many descriptors of upper directories are kept open.
 const KEPT_DIRECTORIES: usize = 512;
@@ -116,6 +116,9 @@ impl Upper {
             temp: AtomicU64::new(0),
         };
         upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
+        if upper.space == Space::None {
+            upper.remember_index()?;
+        }
         Ok(upper)
     }
 
@@ -148,7 +151,7 @@ impl Upper {
         let mut any = false;
         // What mkfs made is nobody's work.
         let mut look = |name: &[u8], _, _| any |= name != b"lost+found";
-        crate::sys::dirent::read_dir(fd.as_fd(), &mut look).op("read upper")?;
+        dirent::read_dir(fd.as_fd(), &mut look).op("read upper")?;
         Ok(!any)
     }
 
@@ -233,6 +236,18 @@ impl Upper {
     /// Keeps the number of an object in memory, where attributes cannot.
     pub fn remember(&self, upper_ino: u64, ino: Ino) {
         self.remembered.lock().insert(upper_ino, ino);
+    }
+
+    /// The names in the index are numbers: where no attribute keeps them, they are learned there.
+    fn remember_index(&self) -> Result<()> {
+        let mut found = Vec::new();
+        dirent::read_dir(self.index.as_fd(), |name, _, upper_ino| {
+            let ino = std::str::from_utf8(name).ok().and_then(|n| u64::from_str_radix(n, 16).ok());
+            found.extend(ino.map(|ino| (upper_ino, ino)));
+        })
+        .op("read index")?;
+        self.remembered.lock().extend(found);
+        Ok(())
     }
 
     /// Lets go of the number, as the inode is about to be free again.
