@@ -183,7 +183,8 @@ fn users_lower(fixture: &mut Fixture) {
 /// Runs a script as the user, with a copy of the program, which may lie where the user cannot go.
 fn run_as_user(fixture: &Fixture, script: &str) -> Output {
     let program: PathBuf = fixture.scratch().join("cvmfs-union");
-    fs::copy(PROGRAM, &program).unwrap();
+    // By cp: had this process it open for writing, children of other tests might hold it busy.
+    assert!(run(Command::new("cp").arg(PROGRAM).arg(&program)).status.success());
     run(Command::new("sh")
         .args(["-c", &format!("{PRELUDE}{script}")])
         .uid(USER)
