@@ -36,11 +36,12 @@ const MAX_IO: u32 = 1 << 20;
 /// What is asked of the kernel, each where it is on offer.
 ///
 /// Left out on purpose: `SETXATTR_EXT` (fuser panics on its requests), locks (the kernel's own
-/// follow the inode), `AUTO_INVAL_DATA` and `WRITEBACK_CACHE` (the data has other writers than the
-/// page cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup per name).
-const CAPABILITIES: [InitFlags; 11] = [
+/// follow the inode), `ATOMIC_O_TRUNC` (the kernel would have a running program cut off before it
+/// finds that the open is ETXTBSY), `AUTO_INVAL_DATA` and `WRITEBACK_CACHE` (the data has other
+/// writers than the page cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup
+/// per name).
+const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_DONT_MASK,
-    InitFlags::FUSE_ATOMIC_O_TRUNC,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_CACHE_SYMLINKS,

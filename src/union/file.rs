@@ -40,7 +40,7 @@ impl Union {
 
     /// Writes the data: less only if the file system failed after some of it. `kill_priv`: set-id bits go with it.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
-        let fd = self.fd_of(fh)?;
+        let fd = self.fd_to_change(fh)?;
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
             match file::pwrite(fd.as_fd(), rest, offset + done as u64) {
@@ -80,7 +80,7 @@ impl Union {
 
     /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
     pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
-        file::fallocate(self.fd_of(fh)?.as_fd(), mode, offset, len).op("fallocate")
+        file::fallocate(self.fd_to_change(fh)?.as_fd(), mode, offset, len).op("fallocate")
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
@@ -97,7 +97,7 @@ impl Union {
         offset_out: u64,
         len: usize,
     ) -> Result<usize> {
-        let (from, to) = (self.fd_of(fh_in)?, self.fd_of(fh_out)?);
+        let (from, to) = (self.fd_of(fh_in)?, self.fd_to_change(fh_out)?);
         copy::copy_file_range(from.as_fd(), offset_in, to.as_fd(), offset_out, len)
             .op("copy file range")
     }

@@ -74,7 +74,8 @@ impl Handles {
 }
 
 impl Union {
-    /// Opens a file. One of a lower is not touched before it is read.
+    /// Opens a file. One of a lower is not touched before it is read, and not copied up before it
+    /// is written: a truncation may come first.
     pub fn open(&self, caller: &Caller, ino: Ino, flags: i32) -> Result<u64> {
         let node = self.table.get(ino)?;
         self.open_node(caller, node, flags)
@@ -89,7 +90,7 @@ impl Union {
         if flags & libc::O_TRUNC != 0 {
             self.copy_up(&node, Want::Empty)?;
         } else if may_write(flags) {
-            self.copy_up(&node, Want::Data)?;
+            self.upper()?;
         }
         let in_upper = {
             let state = node.state.read();
@@ -125,6 +126,16 @@ impl Union {
     /// The descriptor behind a handle, opened anew if the data have moved.
     pub(super) fn fd_of(&self, fh: u64) -> Result<Data> {
         self.data_of(&*self.handles.get(fh)?)
+    }
+
+    /// The same for a change of the data, which brings them to the upper.
+    pub(super) fn fd_to_change(&self, fh: u64) -> Result<Data> {
+        let handle = self.handles.get(fh)?;
+        if !may_write(handle.flags) {
+            return Err(Error::new(libc::EBADF, "write"));
+        }
+        self.copy_up(&handle.node, Want::Data)?;
+        self.data_of(&handle)
     }
 
     pub(super) fn data_of(&self, handle: &Handle) -> Result<Data> {
