@@ -116,10 +116,6 @@ fn prompt<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'stat
     start(body).recv_timeout(PROMPT).unwrap_or_else(|e| panic!("{what} waits: {e}"))
 }
 
-fn open(path: &Path, flags: i32) -> sys::Result<()> {
-    sys::open(path, flags, 0).map(drop)
-}
-
 fn names(path: &Path) -> sys::Result<Vec<String>> {
     sys::names(path)
 }
