@@ -15,10 +15,10 @@ use super::lookup::check_name;
 use super::lowers::kind_of;
 use super::node::Node;
 use super::open::CREATE_FLAGS;
-use super::place::{At, Tree};
+use super::place::At;
 use super::upper::Upper;
-use super::work::Temp;
-use crate::error::{Context, Error, Result};
+use super::work::{self, Temp};
+use crate::error::{Context, Error, Result, best_effort};
 use crate::sys::meta::Stat;
 use crate::sys::{file, meta, name, xattr};
 
@@ -159,19 +159,23 @@ impl Union {
             && (!upper.privileged()
                 || plan.uid == upper.uid
                     && (plan.gid == upper.gid || parent_stat.st_mode & libc::S_ISGID != 0));
-        let fd = if plain {
-            make_at(&to, &plan)?
+        let (stat, fd) = if plain {
+            let fd = make_at(&to, &plan)?;
+            let undo = |_: &Error| best_effort("undo", work::remove(to.fd(), &to.name));
+            (to.stat().inspect_err(undo)?, fd)
         } else {
             let inherit = if acl { Some(&dir) } else { None };
             let opaque = matches!(what, What::Dir) && below;
             let made = self.make_in_work(upper, &plan, inherit, opaque)?;
-            made.publish(self, &tree, &to, name, &plan)?
+            (made.at.stat()?, made.publish(&to, &plan)?)
         };
-        let stat = to.stat()?;
         let node = self.born(&stat, plan.special);
         index.set(name, Some(node.kind.dtype()), false);
         drop(index);
         node.add_link(parent, name, true);
+        if hidden && upper.wh_is_mark() {
+            upper.clear_wh(to.fd(), name)?;
+        }
         Ok((node, fd))
     }
 
@@ -232,24 +236,13 @@ struct Made<'a> {
 }
 
 impl Made<'_> {
-    fn publish(
-        self,
-        union: &Union,
-        _tree: &Tree<'_>,
-        to: &At,
-        name: &[u8],
-        plan: &Plan<'_>,
-    ) -> Result<Option<OwnedFd>> {
-        let upper = union.upper()?;
+    fn publish(self, to: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
         let stands = meta::fstatat(to.fd(), &to.name).is_ok();
         let exchange = stands && matches!(plan.what, What::Dir);
         let flags = if exchange { libc::RENAME_EXCHANGE } else { 0 };
         name::renameat(self.at.fd(), &self.at.name, to.fd(), &to.name, flags).op("publish")?;
         if !self.nested && !exchange {
             self.temp.gone();
-        }
-        if upper.wh_is_mark() {
-            upper.clear_wh(to.fd(), name)?;
         }
         Ok(self.fd)
     }

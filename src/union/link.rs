@@ -43,13 +43,13 @@ impl Union {
             } else {
                 name::linkat(from.fd(), &from.name, to.fd(), &to.name).op("link")?;
             }
-            if upper.wh_is_mark() {
-                upper.clear_wh(to.fd(), new_name)?;
-            }
             self.index(&tree, &parent)?.set(new_name, Some(node.kind.dtype()), false);
             node.add_link(&parent, new_name, true);
             if !node.is_local() {
                 parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);
+            }
+            if upper.wh_is_mark() {
+                upper.clear_wh(to.fd(), new_name)?;
             }
         }
         let attr = self.attr(&node)?;

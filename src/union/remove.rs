@@ -13,7 +13,7 @@ use super::node::{Index, Node};
 use super::place::{At, Tree};
 use super::upper::Style;
 use super::work::Temp;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::Listing;
 use crate::sys::name;
 
@@ -179,8 +179,9 @@ impl Union {
             *dir.index.lock() = Some(Index::default());
         }
         if indexed {
+            // The name has gone: an entry that stays behind must not fail that.
             let entry = upper.index_place(node.ino)?;
-            name::unlinkat(entry.fd(), &entry.name).op("clean index")?;
+            best_effort("clean index", name::unlinkat(entry.fd(), &entry.name));
         }
         Ok(())
     }
