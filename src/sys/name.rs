@@ -33,10 +33,16 @@ pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<
 /// Another name, `new`, for the same object; a symlink is linked itself, not its target.
 pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
     fault::point()?;
-    let (name, new) = (cstr(name)?, cstr(new)?);
+    let new = cstr(new)?;
+    // Linking a descriptor itself takes a privilege; its name in /proc does not.
+    let (at, name, flags) = if name.is_empty() {
+        let path = format!("/proc/self/fd/{}", from.as_raw_fd());
+        (libc::AT_FDCWD, cstr(path.as_bytes())?, libc::AT_SYMLINK_FOLLOW)
+    } else {
+        (from.as_raw_fd(), cstr(name)?, 0)
+    };
     // SAFETY: both descriptors are open and both strings NUL-terminated for the call.
-    let ret =
-        unsafe { libc::linkat(from.as_raw_fd(), name.as_ptr(), to.as_raw_fd(), new.as_ptr(), 0) };
+    let ret = unsafe { libc::linkat(at, name.as_ptr(), to.as_raw_fd(), new.as_ptr(), flags) };
     check(ret).map(drop)
 }
 

@@ -104,12 +104,16 @@ impl Union {
         set: &SetAttr,
     ) -> Result<Attr> {
         let node = self.table.get(ino)?;
+        if node.kind == Kind::Symlink && set.mode.is_some() {
+            return Err(Error::new(libc::EOPNOTSUPP, "chmod a symlink"));
+        }
         if let Some(size) = set.size {
             self.truncate(caller, &node, fh, size)?;
         } else {
             self.copy_up(&node, Want::Meta)?;
         }
         {
+            let _flight = self.hold_metadata(&node);
             let tree = self.read_tree();
             let at = self.place(&tree, &node)?;
             if set.uid.is_some() || set.gid.is_some() {
@@ -144,7 +148,8 @@ impl Union {
             Some(fh) => self.fd_of(fh)?,
             None => {
                 let tree = self.read_tree();
-                Arc::new(self.place(&tree, node)?.open(libc::O_WRONLY | libc::O_NONBLOCK)?)
+                let at = self.place(&tree, node)?;
+                Arc::new(self.upper()?.open_at(&at, libc::O_WRONLY | libc::O_NONBLOCK)?)
             }
         };
         file::ftruncate(fd.as_fd(), size).op("truncate")?;

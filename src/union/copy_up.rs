@@ -5,7 +5,7 @@
 //! takes its place by one rename.
 
 use std::collections::HashSet;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -26,6 +26,11 @@ use crate::sys::{copy, file, name, xattr};
 /// The most that one call copies.
 const CHUNK: u64 = 1 << 20;
 
+const CAPABILITY: &CStr = c"security.capability";
+
+/// The longest path that a redirect may hold, in bytes: more may not fit beside other attributes.
+pub const MAX_REDIRECT: usize = 2048;
+
 /// How much of a file is wanted in the upper.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
@@ -44,7 +49,7 @@ pub struct Flights {
 }
 
 /// One copy-up under way; ends when dropped.
-struct Flight<'a> {
+pub struct Flight<'a> {
     flights: &'a Flights,
     ino: Ino,
 }
@@ -90,6 +95,13 @@ impl Union {
         Ok(())
     }
 
+    /// Held while metadata change. The data of a metadata copy do not come meanwhile: what their
+    /// coming changes is put back to what it was before.
+    pub(super) fn hold_metadata(&self, node: &Node) -> Option<Flight<'_>> {
+        let waits = node.state.read().metacopy;
+        waits.then(|| self.flights.enter(node.ino))
+    }
+
     /// False if the parent is missing in the upper after all.
     fn copy_up_one(&self, node: &Arc<Node>, want: Want) -> Result<bool> {
         let _flight = self.flights.enter(node.ino);
@@ -107,6 +119,7 @@ impl Union {
         let keeps_data = want == Want::Meta
             && node.kind == Kind::File
             && lower.stat.st_size > 0
+            && lower.path().len() <= MAX_REDIRECT
             && self.upper()?.extended;
         let temp = self.make_copy(node, lower, want, keeps_data)?;
         if !self.publish_copy(node, temp, keeps_data)? {
@@ -274,7 +287,13 @@ impl Union {
             delta = i64::try_from(lower.stat.st_nlink).unwrap_or(i64::MAX).saturating_sub(2);
             self.index_copy(upper, node.ino, &temp, delta)?;
         }
-        self.commit_copy(&tree, &link.parent, &link.name, temp, node)?;
+        if let Err(e) = self.commit_copy(&tree, &link.parent, &link.name, temp, node) {
+            if shared.is_some() {
+                let entry = upper.index_place(node.ino)?;
+                best_effort("clean index", name::unlinkat(entry.fd(), &entry.name));
+            }
+            return Err(e);
+        }
         let mut state = node.state.write();
         state.upper = true;
         state.metacopy = keeps_data;
@@ -294,14 +313,16 @@ impl Union {
         tree: &Tree<'_>,
         parent: &Arc<Node>,
         name: &[u8],
-        temp: Temp<'_>,
+        mut temp: Temp<'_>,
         node: &Node,
     ) -> Result<()> {
+        let upper = self.upper()?;
         let dir = At { dir: self.dir_fd(tree, parent)?, name: Vec::new() };
         let times = dir.stat()?;
         let to = self.child_place(tree, parent, name)?;
         let mut index = self.index(tree, parent)?;
-        temp.publish(&to, 0)?;
+        let from = temp.place();
+        upper.with_rights(&[&dir, &from], || temp.publish(&to, 0))?;
         index.set(name, Some(node.kind.dtype()), false);
         drop(index);
         best_effort("keep the times of the parent", restore_times(&dir, &times));
@@ -343,12 +364,13 @@ impl Union {
         let from = self.place(&tree, node)?;
         name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
         let delta = node.state.read().nlink_delta - 1;
-        if upper.space != Space::None {
-            upper.space.set(&from, Mark::Nlink, delta.to_string().as_bytes())?;
-        }
         self.commit_copy(&tree, parent, name, temp, node)?;
         node.add_link(parent, name, true);
         node.state.write().nlink_delta = delta;
+        // Last, as a count that is too high loses nothing.
+        if upper.space != Space::None {
+            upper.space.set(&from, Mark::Nlink, delta.to_string().as_bytes())?;
+        }
         Ok(())
     }
 
@@ -358,10 +380,14 @@ impl Union {
         let at = {
             let tree = self.read_tree();
             let at = self.place(&tree, node)?;
-            At { dir: Arc::new(at.open(libc::O_RDWR)?), name: Vec::new() }
+            At { dir: Arc::new(upper.open_at(&at, libc::O_RDWR)?), name: Vec::new() }
         };
         let fd = at.dir.clone();
         let before = at.stat()?;
+        let capability = match xattr::get(at.fd(), b"", CAPABILITY) {
+            Err(e) if absent(&e) => None,
+            other => Some(other.op("read capabilities")?),
+        };
         match (&node.lower, want) {
             (Some(lower), Want::Data) => {
                 // A truncation that a crash cut off may have made it shorter.
@@ -377,6 +403,9 @@ impl Union {
         // Privileges that the copying cost the file are the user's to lose, not ours.
         if at.stat()?.st_mode != before.st_mode {
             meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
+        }
+        if let (Some(value), Want::Data) = (capability, want) {
+            xattr::set(at.fd(), b"", CAPABILITY, &value, 0).op("copy up capabilities")?;
         }
         upper.space.clear(&at, Mark::Metacopy)?;
         upper.space.clear(&at, Mark::Redirect)?;
@@ -427,6 +456,11 @@ pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
         libc::timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec },
     ];
     meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
+}
+
+/// The error of an object without the attribute, or of a file system without any.
+fn absent(e: &std::io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP))
 }
 
 /// The next piece of data from an offset on; what lies before it is a hole.

@@ -260,6 +260,11 @@ fn plan<'a>(
     let mut gid = caller.gid;
     if parent.st_mode & libc::S_ISGID != 0 {
         gid = parent.st_gid;
+        // As the kernel does itself since 6.0.
+        let runs_as_group = mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP;
+        if matches!(what, What::File(_)) && runs_as_group && caller.uid != 0 && caller.gid != gid {
+            mode &= !libc::S_ISGID;
+        }
         if matches!(what, What::Dir) {
             mode |= libc::S_ISGID;
         }

@@ -37,7 +37,7 @@ impl Union {
             let from = self.place(&tree, &node)?;
             let to = self.child_place(&tree, &parent, new_name)?;
             if held.is_some() && meta::fstatat(to.fd(), &to.name).is_ok() {
-                let temp = Temp::new(upper);
+                let mut temp = Temp::new(upper);
                 name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link")?;
                 temp.publish(&to, 0)?;
             } else {

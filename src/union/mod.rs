@@ -118,7 +118,9 @@ impl Union {
         let (Some(upper), root) = (&self.upper, self.root()?) else {
             return Ok(());
         };
-        if let (Some(lower), true) = (&root.lower, upper.is_empty()?) {
+        if upper.adopts_root()?
+            && let Some(lower) = &root.lower
+        {
             self.copy_metadata(lower, &root, &upper.root_place())?;
         }
         if root.as_dir()?.lowers.is_empty() {

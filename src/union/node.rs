@@ -44,6 +44,8 @@ pub struct State {
     pub removed: bool,
     /// `O_PATH` descriptor of an upper object without a name.
     pub orphan: Option<Arc<OwnedFd>>,
+    /// `O_PATH` descriptor of an upper object none of whose names is known at the moment.
+    pub spare: Option<Arc<OwnedFd>>,
     /// Only the metadata were copied up; the data are still the lower's.
     pub metacopy: bool,
     /// The upper object is also held by the index of hard links.
@@ -94,6 +96,9 @@ impl Node {
     /// Remembers a name.
     pub fn add_link(&self, parent: &Arc<Node>, name: &[u8], in_upper: bool) {
         let mut state = self.state.write();
+        if in_upper {
+            state.spare = None;
+        }
         match state.links.iter_mut().find(|l| l.is(parent, name)) {
             Some(link) => link.in_upper |= in_upper,
             None => state.links.push(Link { parent: parent.clone(), name: name.into(), in_upper }),

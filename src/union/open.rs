@@ -117,7 +117,8 @@ impl Union {
             (Some(lower), false) => self.open_lower(lower)?,
             _ => {
                 let tree = self.read_tree();
-                self.place(&tree, node)?.open(flags & (KEPT_FLAGS | libc::O_TRUNC))?
+                let at = self.place(&tree, node)?;
+                self.upper()?.open_at(&at, flags & (KEPT_FLAGS | libc::O_TRUNC))?
             }
         };
         Ok((generation, Arc::new(fd)))

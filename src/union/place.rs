@@ -79,6 +79,9 @@ impl Union {
                 return upper.index_place(node.ino);
             }
             let link = state.links.iter().find(|l| l.in_upper);
+            if let (None, Some(fd)) = (link, &state.spare) {
+                return Ok(At { dir: fd.clone(), name: Vec::new() });
+            }
             let link = link.ok_or_else(|| Error::new(libc::ESTALE, "no place in the upper"))?;
             (link.parent.clone(), link.name.clone())
         };

@@ -9,13 +9,22 @@ use std::sync::Arc;
 use super::Union;
 use super::api::Ino;
 use super::copy_up::Want;
-use super::node::{Index, Node};
+use super::node::{Index, Link, Node};
 use super::place::{At, Tree};
 use super::upper::Style;
 use super::work::Temp;
 use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::Listing;
 use crate::sys::name;
+
+/// What stands for an object after one of its names has gone.
+#[derive(Debug)]
+pub enum Leaving {
+    /// It has other names; the descriptor stands in while none of them is known.
+    Others(Option<OwnedFd>),
+    /// It has none; the descriptor is of an object of the upper.
+    Last(Option<OwnedFd>),
+}
 
 impl Union {
     /// EISDIR for a directory. What is open stays usable (S8).
@@ -132,7 +141,7 @@ impl Union {
         Ok(())
     }
 
-    /// Before a name goes: None if others stay, else what goes on standing for the object.
+    /// Before a name goes: what stands for the object afterwards.
     pub(super) fn leaving(
         &self,
         tree: &Tree<'_>,
@@ -140,20 +149,26 @@ impl Union {
         parent: &Node,
         name: &[u8],
         in_upper: bool,
-    ) -> Result<Option<Option<OwnedFd>>> {
+    ) -> Result<Leaving> {
         if !in_upper {
-            return Ok(Some(None));
+            return Ok(Leaving::Last(None));
         }
         let at = self.child_place(tree, parent, name)?;
         let stat = at.stat()?;
         if !node.is_dir() {
             let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
-            if links + node.state.read().nlink_delta > 1 {
-                return Ok(None);
+            let state = node.state.read();
+            if links + state.nlink_delta > 1 {
+                let known = |l: &Link| l.in_upper && !l.is(parent, name);
+                if state.indexed || state.links.iter().any(known) {
+                    return Ok(Leaving::Others(None));
+                }
+                drop(state);
+                return at.open(libc::O_PATH).map(|fd| Leaving::Others(Some(fd)));
             }
         }
         self.upper()?.unremember(stat.st_ino);
-        at.open(libc::O_PATH).map(|fd| Some(Some(fd)))
+        at.open(libc::O_PATH).map(|fd| Leaving::Last(Some(fd)))
     }
 
     /// After a name has gone.
@@ -162,11 +177,15 @@ impl Union {
         node: &Node,
         parent: &Node,
         name: &[u8],
-        leaving: Option<Option<OwnedFd>>,
+        leaving: Leaving,
     ) -> Result<()> {
         node.drop_link(parent, name);
-        let Some(orphan) = leaving else {
-            return Ok(());
+        let orphan = match leaving {
+            Leaving::Last(orphan) => orphan,
+            Leaving::Others(spare) => {
+                node.state.write().spare = spare.map(Arc::new);
+                return Ok(());
+            }
         };
         let mut state = node.state.write();
         state.removed = true;
@@ -205,7 +224,11 @@ impl Union {
             }
             (true, Style::Wh) => {
                 upper.write_wh(at.fd(), name)?;
-                if in_upper { name::unlinkat(at.fd(), &at.name).op("unlink") } else { Ok(()) }
+                if !in_upper {
+                    return Ok(());
+                }
+                let gone = name::unlinkat(at.fd(), &at.name).op("unlink");
+                gone.inspect_err(|_| best_effort("undo", upper.clear_wh(at.fd(), name)))
             }
         }
     }
@@ -239,7 +262,8 @@ impl Union {
             }
             Style::Wh => {
                 upper.write_wh(at.fd(), name)?;
-                self.move_away(&at).map(Some)
+                let away = self.move_away(&at).map(Some);
+                away.inspect_err(|_| best_effort("undo", upper.clear_wh(at.fd(), name)))
             }
         }
     }

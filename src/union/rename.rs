@@ -8,13 +8,13 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Ino, Kind, RenameKind};
-use super::copy_up::Want;
+use super::copy_up::{MAX_REDIRECT, Want};
 use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::{At, Tree};
 use super::upper::Style;
 use super::work::{self, Temp};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, best_effort};
 use crate::sys::{meta, name};
 
 /// A name in a directory.
@@ -150,6 +150,10 @@ impl Union {
         let tree = self.read_tree();
         let place = self.place(&tree, node)?;
         match &node.lower {
+            Some(lower) if merges && lower.path().len() > MAX_REDIRECT => Err(Error::new(
+                libc::EXDEV,
+                "rename a directory of a lower, whose path is too long",
+            )),
             Some(lower) if merges => upper.space.set(&place, Mark::Redirect, &lower.path()),
             _ if onto_lower => upper.make_opaque(&place),
             _ => Ok(()),
@@ -200,8 +204,12 @@ impl Union {
         let b = self.child_place(tree, &to.parent, to.name)?;
         let mut rest = None;
         let mut leaving = None;
+        let device = match job.kind {
+            RenameKind::Whiteout => Some(self.prepare_device()?),
+            _ => None,
+        };
         if let Some(target) = target {
-            leaving = self.leaving(tree, target, &to.parent, to.name, target_in_upper)?;
+            leaving = Some(self.leaving(tree, target, &to.parent, to.name, target_in_upper)?);
             if target.is_dir() && target_in_upper {
                 rest = self.empty_target(tree, target, &b, to.name)?;
             }
@@ -213,14 +221,19 @@ impl Union {
                     upper.write_wh(a.fd(), from.name)?;
                 }
                 let moved = name::renameat(a.fd(), &a.name, b.fd(), &b.name, 0).op("rename");
-                if let (Err(_), Some(target)) = (&moved, rest.take()) {
-                    target.publish(&b, 0)?;
-                    upper.clear_wh(b.fd(), to.name)?;
+                if let Err(e) = moved {
+                    if let Some(mut target) = rest.take() {
+                        best_effort("undo", target.publish(&b, 0));
+                        best_effort("undo", upper.clear_wh(b.fd(), to.name));
+                    }
+                    if from_below {
+                        best_effort("undo", upper.clear_wh(a.fd(), from.name));
+                    }
+                    return Err(e);
                 }
-                moved?;
             }
         }
-        if let Some(target) = target {
+        if let (Some(target), Some(leaving)) = (target, leaving) {
             self.left(target, &to.parent, to.name, leaving)?;
         }
         self.index(tree, &from.parent)?.set(from.name, None, from_below);
@@ -229,8 +242,11 @@ impl Union {
         if upper.wh_is_mark() {
             upper.clear_wh(b.fd(), to.name)?;
         }
-        if job.kind == RenameKind::Whiteout {
-            self.leave_device(tree, from, &a)?;
+        if let Some(mut device) = device {
+            // The rename is done: what fails from here on must not deny it.
+            best_effort("leave a device", device.publish(&a, 0));
+            best_effort("leave a device", upper.clear_wh(a.fd(), from.name));
+            self.index(tree, &from.parent)?.set(from.name, Some(libc::DT_CHR), false);
         }
         Ok(rest)
     }
@@ -267,7 +283,7 @@ impl Union {
         if onto_whiteout && source.is_dir() {
             rename(libc::RENAME_EXCHANGE).op("rename")?;
             if !from_below {
-                name::unlinkat(a.fd(), &a.name).op("remove whiteout")?;
+                best_effort("remove whiteout", name::unlinkat(a.fd(), &a.name));
             }
             return Ok(());
         }
@@ -283,24 +299,19 @@ impl Union {
             name::mknodat(b.fd(), &b.name, libc::S_IFCHR, 0).op("make whiteout")?;
             return rename(libc::RENAME_EXCHANGE).op("rename");
         }
-        let whiteout = upper.prepare_whiteout()?;
+        let mut whiteout = upper.prepare_whiteout()?;
         rename(libc::RENAME_EXCHANGE).op("rename")?;
         let flags = if source.is_dir() { libc::RENAME_EXCHANGE } else { 0 };
         whiteout.publish(a, flags)
     }
 
-    /// `RENAME_WHITEOUT` by a user: a device 0:0 that users see takes the old name.
-    fn leave_device(&self, tree: &Tree<'_>, from: &Spot<'_>, at: &At) -> Result<()> {
+    /// For `RENAME_WHITEOUT` by a user: a device 0:0 that users see takes the old name.
+    fn prepare_device(&self) -> Result<Temp<'_>> {
         let upper = self.upper()?;
         let temp = Temp::new(upper);
         upper.write_special(&temp.place(), Kind::Char, 0)?;
         meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
-        temp.publish(at, 0)?;
-        if upper.wh_is_mark() {
-            upper.clear_wh(at.fd(), from.name)?;
-        }
-        self.index(tree, &from.parent)?.set(from.name, Some(libc::DT_CHR), false);
-        Ok(())
+        Ok(temp)
     }
 }
 

@@ -14,7 +14,7 @@ use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
 use super::marks::{self, Mark, Space};
 use super::node::Node;
 use super::place::At;
-use super::work;
+use super::work::{self, Probe};
 use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect::{self, WH};
 use crate::sys::{dirent, file, meta, name};
@@ -27,6 +27,10 @@ const ESCAPED: &[u8] = b".wh..wh.u.";
 const PLAIN: &[u8] = b"plain";
 /// The file in the work directory that tells of an upper which a crash may have torn.
 const VOLATILE: &[u8] = b"volatile";
+/// The file in the work directory that keeps what the file system can hold.
+const ABILITIES: &[u8] = b"abilities";
+/// The file in the work directory that tells of an upper whose root was taken from below.
+const ADOPTED: &[u8] = b"adopted";
 
 /// How deletions are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +86,7 @@ impl Upper {
         }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
-        let probe = work::probe(&work)?;
+        let probe = abilities(&base, &work)?;
         let style = match config.whiteouts {
             Whiteouts::Wh => Style::Wh,
             Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,
@@ -138,6 +142,19 @@ impl Upper {
         }
         self.space.set(&root, Mark::Dialect, PLAIN)?;
         Ok(false)
+    }
+
+    /// Whether this upper has not got the attributes of the root below it yet; from now on it has.
+    pub fn adopts_root(&self) -> Result<bool> {
+        if !self.is_empty()? {
+            return Ok(false);
+        }
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
+        match file::openat(self.base.as_fd(), ADOPTED, flags, 0o600) {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(e).op("note the adopted root"),
+        }
     }
 
     pub fn root_place(&self) -> At {
@@ -280,6 +297,26 @@ impl Drop for Upper {
         best_effort("clean work directory", work::clean(self.work.as_fd()));
         best_effort("sync upper", self.settle());
     }
+}
+
+/// What the file system can hold, as found out now, or where it is full as noted before.
+fn abilities(base: &OwnedFd, work: &OwnedFd) -> Result<Probe> {
+    let flags = libc::O_CREAT | libc::O_RDWR;
+    let probe = match work::probe(work) {
+        Err(e) if matches!(e.errno(), libc::ENOSPC | libc::EDQUOT) => {
+            let mut text = [0; 64];
+            let noted = file::openat(base.as_fd(), ABILITIES, libc::O_RDONLY, 0)
+                .and_then(|fd| file::pread(fd.as_fd(), &mut text, 0))
+                .unwrap_or(0);
+            return text.get(..noted).and_then(Probe::from_text).ok_or(e);
+        }
+        other => other?,
+    };
+    let note = file::openat(base.as_fd(), ABILITIES, flags, 0o600).op("note abilities")?;
+    let text = probe.to_text();
+    file::pwrite(note.as_fd(), text.as_bytes(), 0).op("note abilities")?;
+    file::ftruncate(note.as_fd(), text.len() as u64).op("note abilities")?;
+    Ok(probe)
 }
 
 fn open_dir(path: &Path, op: &'static str) -> Result<OwnedFd> {

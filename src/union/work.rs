@@ -40,12 +40,10 @@ impl<'a> Temp<'a> {
         self.moved = true;
     }
 
-    /// Moves the temporary to its place.
-    pub fn publish(self, to: &At, flags: u32) -> Result<()> {
+    /// Moves the temporary to its place. After an exchange it is what stood there.
+    pub fn publish(&mut self, to: &At, flags: u32) -> Result<()> {
         name::renameat(self.fd(), &self.name, to.fd(), &to.name, flags).op("publish")?;
-        if flags & libc::RENAME_EXCHANGE == 0 {
-            self.gone();
-        }
+        self.moved = flags & libc::RENAME_EXCHANGE == 0;
         Ok(())
     }
 }
@@ -59,6 +57,37 @@ impl Drop for Temp<'_> {
 }
 
 impl Upper {
+    /// Opens an object. The kernel has granted it to the caller, so the modes that hold back a daemon
+    /// without privileges are lifted for the moment.
+    pub fn open_at(&self, at: &At, flags: i32) -> Result<OwnedFd> {
+        self.with_rights(&[at], || at.open(flags))
+    }
+
+    /// Does it once more with the owner's rights on these objects, if it failed for want of them.
+    pub fn with_rights<T>(&self, on: &[&At], mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        let first = attempt();
+        match &first {
+            Err(e) if e.errno() == libc::EACCES && !self.privileged() => {}
+            _ => return first,
+        }
+        let mut lifted: Vec<(OwnedFd, u32)> = Vec::new();
+        for at in on {
+            let fd = at.open(libc::O_PATH)?;
+            let stat = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
+            let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+            let mode = stat.st_mode & 0o7777;
+            let rights = if is_dir { 0o700 } else { 0o600 };
+            if mode & rights != rights && meta::fchmodat(fd.as_fd(), b"", mode | rights).is_ok() {
+                lifted.push((fd, mode));
+            }
+        }
+        let second = attempt();
+        for (fd, mode) in lifted {
+            best_effort("put the mode back", meta::fchmodat(fd.as_fd(), b"", mode));
+        }
+        second
+    }
+
     /// A whiteout in the work directory.
     pub fn prepare_whiteout(&self) -> Result<Temp<'_>> {
         let temp = Temp::new(self);
@@ -115,7 +144,34 @@ pub struct Probe {
     pub space: Space,
 }
 
-/// Tries it out in the work directory.
+impl Probe {
+    /// As words, for a note.
+    pub fn to_text(&self) -> String {
+        let space = match self.space {
+            Space::Trusted => "trusted",
+            Space::User => "user",
+            Space::None => "none",
+        };
+        let word = |has, word| if has { word } else { "-" };
+        let (whiteout, devices) = (word(self.whiteout, "whiteouts"), word(self.devices, "devices"));
+        format!("{space} {whiteout} {devices}\n")
+    }
+
+    /// The reverse; None for anything else.
+    pub fn from_text(text: &[u8]) -> Option<Probe> {
+        let mut words = std::str::from_utf8(text).ok()?.split_whitespace();
+        let space = match words.next()? {
+            "trusted" => Space::Trusted,
+            "user" => Space::User,
+            "none" => Space::None,
+            _ => return None,
+        };
+        let whiteout = words.next()? == "whiteouts";
+        Some(Probe { whiteout, devices: words.next()? == "devices", space })
+    }
+}
+
+/// Tries it out in the work directory. A full disk says nothing of what the file system can do.
 pub fn probe(work: &OwnedFd) -> Result<Probe> {
     let dir = work.as_fd();
     file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
@@ -125,16 +181,26 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
     for (key, found) in
         [(c"user.overlay.probe", Space::User), (c"trusted.overlay.probe", Space::Trusted)]
     {
-        if xattr::set(dir, b"probe", key, b"y", 0).is_ok() {
+        if can(xattr::set(dir, b"probe", key, b"y", 0))? {
             space = found;
         }
     }
     // A whiteout has to change places with what it hides.
-    let whiteout = name::mknodat(dir, b"whiteout", libc::S_IFCHR, 0).is_ok()
-        && name::renameat(dir, b"whiteout", dir, b"probe", libc::RENAME_EXCHANGE).is_ok();
-    let devices = name::mknodat(dir, b"device", libc::S_IFCHR, libc::makedev(1, 3)).is_ok();
+    let whiteout = can(name::mknodat(dir, b"whiteout", libc::S_IFCHR, 0))?
+        && can(name::renameat(dir, b"whiteout", dir, b"probe", libc::RENAME_EXCHANGE))?;
+    let devices = can(name::mknodat(dir, b"device", libc::S_IFCHR, libc::makedev(1, 3)))?;
     clean(dir)?;
     Ok(Probe { whiteout, devices, space })
+}
+
+/// Whether it worked; an error that says nothing about abilities is passed on.
+fn can(result: std::io::Result<()>) -> Result<bool> {
+    match result {
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)) => {
+            Err(e).op("write to work directory")
+        }
+        other => Ok(other.is_ok()),
+    }
 }
 
 /// The directory, made if it is missing and emptied if it is not.

@@ -104,6 +104,7 @@ impl Union {
     ) -> Result<()> {
         let (node, name) = (self.table.get(ino)?, stored(key)?);
         self.copy_up(&node, Want::Meta)?;
+        let _flight = self.hold_metadata(&node);
         let tree = self.write_tree();
         let at = self.place(&tree, &node)?;
         node.bare.store(false, Ordering::Release);
@@ -128,6 +129,7 @@ impl Union {
             return Err(Error::new(libc::ENODATA, "remove xattr"));
         }
         self.copy_up(&node, Want::Meta)?;
+        let _flight = self.hold_metadata(&node);
         let tree = self.write_tree();
         let at = self.place(&tree, &node)?;
         let removed = xattr::remove(at.fd(), &at.name, &name).op("remove xattr");
