@@ -78,10 +78,14 @@ pub trait Fs {
     }
 
     fn tree(&self) -> Tree {
+        self.try_tree().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// The whole tree, or which call failed on which path.
+    fn try_tree(&self) -> Result<Tree, String> {
         let mut tree = Tree::default();
-        let mut first = HashMap::new();
-        tree.add(self, "", &mut first);
-        tree
+        tree.add(self, "", &mut HashMap::new())?;
+        Ok(tree)
     }
 }
 
@@ -121,9 +125,14 @@ impl fmt::Display for Entry {
 pub struct Tree(pub BTreeMap<String, Entry>);
 
 impl Tree {
-    fn add<F: Fs + ?Sized>(&mut self, fs: &F, path: &str, first: &mut HashMap<u64, String>) {
-        let must = |what: &str, e: Errno| -> ! { panic!("{what} {path:?}: {e}") };
-        let attr = fs.stat(path).unwrap_or_else(|e| must("stat", e));
+    fn add<F: Fs + ?Sized>(
+        &mut self,
+        fs: &F,
+        path: &str,
+        first: &mut HashMap<u64, String>,
+    ) -> Result<(), String> {
+        let failed = |what: &'static str| move |e: Errno| format!("{what} {path:?}: {e}");
+        let attr = fs.stat(path).map_err(failed("stat"))?;
         let same_as = first.entry(attr.ino).or_insert_with(|| path.to_owned()).clone();
         let mut entry = Entry {
             kind: attr.kind,
@@ -134,17 +143,17 @@ impl Tree {
             rdev: attr.rdev,
             size: attr.size,
             data: Vec::new(),
-            xattrs: xattrs(fs, path).unwrap_or_else(|e| must("xattrs", e)),
+            xattrs: xattrs(fs, path).map_err(failed("xattrs"))?,
             same_as,
         };
         match attr.kind {
-            Kind::File => entry.data = fs.read(path).unwrap_or_else(|e| must("read", e)),
-            Kind::Symlink => entry.data = fs.readlink(path).unwrap_or_else(|e| must("link", e)),
+            Kind::File => entry.data = fs.read(path).map_err(failed("read"))?,
+            Kind::Symlink => entry.data = fs.readlink(path).map_err(failed("readlink"))?,
             Kind::Dir => {
                 let mut subdirs = 0;
-                for name in fs.names(path).unwrap_or_else(|e| must("list", e)) {
+                for name in fs.names(path).map_err(failed("list"))? {
                     let below = join(path, &name);
-                    self.add(fs, &below, first);
+                    self.add(fs, &below, first)?;
                     subdirs += u32::from(self.0[&below].kind == Kind::Dir);
                 }
                 entry.size = 0;
@@ -153,6 +162,7 @@ impl Tree {
             _ => {}
         }
         self.0.insert(path.to_owned(), entry);
+        Ok(())
     }
 
     /// One line for each path, those that are not the same in the other tree marked.
