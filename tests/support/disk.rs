@@ -264,6 +264,8 @@ impl Fs for Disk {
     }
 
     fn link(&self, from: &str, to: &str) -> Res<()> {
+        // By path, the kernel asks for the file before it asks for the new directory.
+        self.stat(from)?;
         let ((dir, name), (to_dir, to_name)) = (self.at(from)?, self.at(to)?);
         ok(name::linkat(dir.as_fd(), name, to_dir.as_fd(), to_name))
     }
