@@ -1,7 +1,7 @@
 //! Random operations by system calls on a plain directory and on ours: every result is compared,
 //! and the whole tree now and then, at the end, and after a remount.
 //!
-//! `CVMFS_UNION_DIFF_SEEDS` (20) seeds of `CVMFS_UNION_DIFF_OPS` (1000) operations each;
+//! `CVMFS_UNION_DIFF_SEEDS` (20) seeds of `CVMFS_UNION_DIFF_OPS` (5000) operations each;
 //! `CVMFS_UNION_DIFF_FIRST` is the first seed, to repeat one.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -422,7 +422,7 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 fn ops() -> usize {
-    usize::try_from(setting("CVMFS_UNION_DIFF_OPS", 1000)).unwrap()
+    usize::try_from(setting("CVMFS_UNION_DIFF_OPS", 5000)).unwrap()
 }
 
 /// That the comparison itself is sound: two plain trees never differ.
@@ -445,13 +445,10 @@ fn plain_is_as_plain() {
     }
 }
 
-#[test]
-fn ours_is_as_plain() {
-    if !require_all(&["root", "fuse"]) {
-        return;
-    }
-    for seed in seeds() {
+fn against_plain(seeds: impl Iterator<Item = u64>, options: &[&str]) {
+    for seed in seeds {
         let mut fixture = Fixture::new("differential");
+        fixture.options.extend(options.iter().map(|o| (*o).to_owned()));
         let plain = fixture.scratch().join("plain");
         isolated(|| {
             sys::mkdir(&plain, 0o755).unwrap();
@@ -474,5 +471,20 @@ fn ours_is_as_plain() {
             run(seed, ops(), &plain, &mnt, || fixture.remount());
         });
         eprintln!("seed {seed}: {} operations", ops());
+    }
+}
+
+#[test]
+fn ours_is_as_plain() {
+    if require_all(&["root", "fuse"]) {
+        against_plain(seeds(), &[]);
+    }
+}
+
+/// With deletions written as `.wh.` files, which takes other steps.
+#[test]
+fn wh_style_is_as_plain() {
+    if require_all(&["root", "fuse"]) {
+        against_plain(seeds().take(5), &["--whiteouts", "wh"]);
     }
 }

@@ -1,6 +1,6 @@
 //! Tests on real mounts: the binary is run, and programs' system calls are made on what it mounts.
 //!
-//! `REQUIRE="fuse root overlayfs pjdfstest setfacl userns"` (or `all`) turns the skipping of tests
+//! `REQUIRE="fuse root overlayfs pjdfstest fsx setfacl userns"` (or `all`) turns the skipping of tests
 //! that this machine cannot do into a failure. `CVMFS_UNION_TEST_DIR` is where the tests' files
 //! lie, `CVMFS_UNION_TOOLS` where `bin/pjdfstest` is.
 #![allow(
@@ -14,7 +14,11 @@
 
 mod conformance;
 mod differential;
+mod failing;
+mod fsx;
 mod layered;
+mod passed_fd;
 mod pjdfstest;
 mod rootless;
 mod support;
+mod uppers;

@@ -47,7 +47,7 @@ fn empty_lower() {
     if !require_all(&["root", "fuse", "pjdfstest"]) {
         return;
     }
-    let mut fixture = Fixture::new("pjdfstest-empty");
+    let mut fixture = Fixture::new("pjd-e");
     fixture.lower();
     fixture.mount();
     suite(&fixture);
@@ -58,7 +58,7 @@ fn populated_lower() {
     if !require_all(&["root", "fuse", "pjdfstest"]) {
         return;
     }
-    let mut fixture = Fixture::new("pjdfstest-populated");
+    let mut fixture = Fixture::new("pjd-p");
     for layer in 0..3 {
         let lower = fixture.lower();
         for i in 0..50 {

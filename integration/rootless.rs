@@ -1,8 +1,15 @@
-//! A mount in a user namespace, by an ordinary user's means.
+//! A mount in a user namespace, and one through fusermount3: by an ordinary user's means.
 
-use std::process::Command;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Output};
 
-use crate::support::{Fixture, PROGRAM, require_all, run, sys, text};
+use crate::support::{Fixture, Mounted, PROGRAM, require_all, run, sys, text};
+
+/// `daemon`, which every Debian system has: fusermount3 insists on a name for its user.
+const USER: u32 = 1;
+const STRANGER: u32 = 12346;
 
 /// The script's work is done inside the namespace, where the mount is.
 const SCRIPT: &str = r#"
@@ -69,4 +76,154 @@ fn user_namespace() {
     assert!(output.status.success(), "{}\n{said}", output.status);
     let after = crate::support::Tree::read(&fixture.lowers[1]);
     assert_eq!(before.difference(&after, crate::support::Compare::BYTES), None);
+}
+
+const PRELUDE: &str = r#"
+set -eux
+mount() { "$PROGRAM" mount --lower "$TOP" --lower "$LOWER" --upper "$UPPER" --work "$WORK" "$MNT"; }
+umount() { cd /; "$PROGRAM" umount "$MNT"; }
+fails() { ! "$@"; }
+"#;
+
+/// The user owns the mountpoint, the upper, and some of the lowers' files.
+const USER_SCRIPT: &str = r#"
+mount
+cd "$MNT"
+[ "$(cat dir/file)" = content ]
+[ ! -e gone ]
+[ "$(stat -c %u open/theirs)" = "$STRANGER" ]
+echo more >> dir/file
+chmod 600 dir/file
+mkdir -p new/deep
+echo new > new/deep/file
+mv dir renamed
+echo late > renamed/late
+fails rm -f protected/file
+fails sh -c 'echo no >> protected/file'
+# Copied up, though the copies cannot be given to whom the originals belong to.
+echo mine >> open/theirs
+mv open/moved open/here
+ln open/linked open/linked2
+mv renamed/link open/link
+[ "$(cat open/theirs)" = "theirs
+mine" ]
+[ "$(cat open/here)" = moved ]
+[ "$(readlink open/link)" = target ]
+umount
+
+mount
+cd "$MNT"
+[ "$(cat renamed/file)" = "content
+more" ]
+[ "$(stat -c %a:%u renamed/file)" = "600:$USER" ]
+[ "$(cat renamed/late)" = late ]
+[ "$(cat new/deep/file)" = new ]
+[ "$(cat renamed/sub/below)" = below ]
+[ "$(cat open/theirs)" = "theirs
+mine" ]
+[ "$(cat open/here)" = moved ]
+[ ! -e open/moved ]
+[ ! -e dir ]
+[ "$(stat -c %h open/linked)" = 2 ]
+[ "$(readlink open/link)" = target ]
+[ "$(echo *)" = "new open protected renamed" ]
+rm -r renamed new
+[ "$(echo *)" = "open protected" ]
+umount
+"#;
+
+/// A symlink has no `user.` attributes, so its copy cannot keep the number there.
+const SYMLINK_SCRIPT: &str = r#"
+mount
+cd "$MNT"
+link=$(stat -c %i dir/link)
+mv dir/link open/link
+[ "$(stat -c %i open/link)" = "$link" ]
+ls -l open
+[ "$(stat -c %i open/link)" = "$link" ]
+umount
+"#;
+
+/// Lowers with files of the user, of another one, and of root.
+fn users_lower(fixture: &mut Fixture) {
+    let top = fixture.lower();
+    fs::write(top.join(".wh.gone"), "").unwrap();
+    let base = fixture.lower();
+    let owned = |path: &str, uid: u32, mode: u32| {
+        sys::lchown(base.join(path), uid, uid).unwrap();
+        sys::chmod(base.join(path), mode).unwrap();
+    };
+    for dir in ["dir", "dir/sub", "open", "protected"] {
+        sys::mkdir(base.join(dir), 0o755).unwrap();
+    }
+    for (file, content) in [
+        ("dir/file", "content\n"),
+        ("dir/sub/below", "below\n"),
+        ("open/theirs", "theirs\n"),
+        ("open/moved", "moved\n"),
+        ("open/linked", "linked\n"),
+        ("protected/file", "protected\n"),
+        ("gone", ""),
+    ] {
+        fs::write(base.join(file), content).unwrap();
+    }
+    sys::symlink("target", base.join("dir/link")).unwrap();
+    sys::lchown(base.join("dir/link"), USER, USER).unwrap();
+    for path in ["", "dir", "dir/sub"] {
+        owned(path, USER, 0o755);
+    }
+    owned("dir/file", USER, 0o644);
+    owned("dir/sub/below", USER, 0o644);
+    owned("open", STRANGER, 0o777);
+    for path in ["open/theirs", "open/moved", "open/linked"] {
+        owned(path, STRANGER, 0o666);
+    }
+}
+
+/// Runs a script as the user, with a copy of the program, which may lie where the user cannot go.
+fn run_as_user(fixture: &Fixture, script: &str) -> Output {
+    let program: PathBuf = fixture.scratch().join("cvmfs-union");
+    fs::copy(PROGRAM, &program).unwrap();
+    run(Command::new("sh")
+        .args(["-c", &format!("{PRELUDE}{script}")])
+        .uid(USER)
+        .gid(USER)
+        .current_dir("/")
+        .env("LC_ALL", "C")
+        .env("PROGRAM", program)
+        .env("USER", USER.to_string())
+        .env("STRANGER", STRANGER.to_string())
+        .env("TOP", &fixture.lowers[0])
+        .env("LOWER", &fixture.lowers[1])
+        .env("UPPER", &fixture.upper)
+        .env("WORK", &fixture.work)
+        .env("MNT", &fixture.mnt))
+}
+
+fn ordinary_user(name: &str, script: &str) {
+    if !require_all(&["root", "fuse", "fusermount3"]) {
+        return;
+    }
+    let mut fixture = Fixture::new(name);
+    users_lower(&mut fixture);
+    fixture.watch_lowers();
+    for dir in [&fixture.upper, &fixture.work, &fixture.mnt] {
+        sys::lchown(dir, USER, USER).unwrap();
+    }
+    let output = run_as_user(&fixture, script);
+    if !output.status.success() {
+        drop(Mounted(fixture.mnt.clone()));
+        let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+        panic!("{}\n{said}", output.status);
+    }
+}
+
+#[test]
+fn fusermount() {
+    ordinary_user("fusermount", USER_SCRIPT);
+}
+
+#[test]
+fn fusermount_symlink_numbers() {
+    ordinary_user("fusermount-symlink", SYMLINK_SCRIPT);
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
+/// What everything above `sys` returns; `sys` itself returns `io::Result`.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// A failed operation. The errno is chosen where the reason is known, and nowhere else.
@@ -26,20 +27,28 @@ impl Error {
         Error::new(source.raw_os_error().unwrap_or(libc::EIO), op)
     }
 
+    /// Names the path in the message.
     #[must_use]
     pub fn at(mut self, path: impl Into<PathBuf>) -> Self {
         self.path = Some(path.into());
         self
     }
 
+    /// Names the layer in the message, by its path in the file system.
     #[must_use]
     pub fn in_layer(mut self, layer: impl Into<String>) -> Self {
         self.layer = Some(layer.into());
         self
     }
 
+    /// What the caller of the system call gets.
     pub fn errno(&self) -> i32 {
         self.errno
+    }
+
+    /// The layer that failed, if one did.
+    pub fn layer(&self) -> Option<&str> {
+        self.layer.as_deref()
     }
 }
 
@@ -60,6 +69,7 @@ impl std::error::Error for Error {}
 
 /// Attaches the operation to a failed system call.
 pub trait Context<T> {
+    /// `op` begins the message; the errno stays, and an error without one becomes EIO.
     fn op(self, op: &'static str) -> Result<T>;
 }
 

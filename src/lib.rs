@@ -2,6 +2,7 @@
 //!
 //! Arrows point one way: `descriptor` and `layer` know nothing of `union`, `union` knows nothing of
 //! `fuse`, and `cli` ties them together; `sys` and `error` lie beneath all of them.
+//! See [`docs::architecture`], [`docs::semantics`] and [`docs::format`].
 
 pub mod cli;
 pub mod descriptor;
@@ -10,3 +11,15 @@ pub mod fuse;
 pub mod layer;
 pub mod sys;
 pub mod union;
+
+/// How the crate is built, how the mounted file system behaves, and what is stored on disk.
+pub mod docs {
+    #[doc = include_str!("docs/ARCHITECTURE.md")]
+    pub mod architecture {}
+
+    #[doc = include_str!("docs/FORMAT.md")]
+    pub mod format {}
+
+    #[doc = include_str!("docs/SEMANTICS.md")]
+    pub mod semantics {}
+}

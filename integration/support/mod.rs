@@ -1,16 +1,20 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
+pub mod slow_fs;
 pub mod sys;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
+
+use nix::mount::MsFlags;
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
@@ -60,8 +64,16 @@ fn have(what: &str) -> Result<(), String> {
         }
         "userns" => runs("unshare", &["-Urm", "true"]),
         "setfacl" => runs("setfacl", &["--version"]),
-        "pjdfstest" => tool("pjdfstest").map(drop).ok_or_else(|| {
-            "no pjdfstest on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install pjdfstest)".into()
+        "fusermount3" => runs("fusermount3", &["--version"]),
+        "xfs" | "btrfs" => {
+            let mkfs = format!("mkfs.{what}");
+            tool(&mkfs).map(drop).ok_or_else(|| format!("no {mkfs} on PATH"))
+        }
+        "loop" => fs::metadata("/dev/loop-control")
+            .map(drop)
+            .map_err(|e| format!("/dev/loop-control: {e}")),
+        "pjdfstest" | "fsx" => tool(what).map(drop).ok_or_else(|| {
+            format!("no {what} on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install {what})")
         }),
         other => panic!("unknown requirement {other}"),
     }
@@ -186,11 +198,9 @@ impl Fixture {
 
     /// Mounts, whatever comes of it.
     pub fn try_mount(&mut self) -> Output {
-        if self.before.is_none() {
-            self.before = Some(self.lower_trees());
-        }
+        self.watch_lowers();
         let output = match self.system {
-            System::Ours => run(&mut self.mount_command()),
+            System::Ours => run(self.mount_command().arg(&self.mnt)),
             System::Overlayfs => {
                 let join = |dirs: &[PathBuf]| {
                     let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
@@ -210,13 +220,21 @@ impl Fixture {
         output
     }
 
-    fn mount_command(&self) -> Command {
+    /// Remembers what the lowers are before the first mount.
+    pub fn watch_lowers(&mut self) {
+        if self.before.is_none() {
+            self.before = Some(self.lower_trees());
+        }
+    }
+
+    /// The command that mounts this stack; the mountpoint is still to be added.
+    pub fn mount_command(&self) -> Command {
         let mut command = mount_command();
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
         }
         command.arg("--upper").arg(&self.upper).arg("--work").arg(&self.work);
-        command.args(&self.options).arg(&self.mnt);
+        command.args(&self.options);
         command
     }
 
@@ -273,6 +291,27 @@ pub fn mount_command() -> Command {
         command.args(["-o", "allow_other,suid,dev"]);
     }
     command
+}
+
+/// Opens `/dev/fuse` and mounts it; who has the descriptor serves the mount.
+pub fn mount_fuse(mnt: &Path, options: &str) -> OwnedFd {
+    let device = sys::open("/dev/fuse", libc::O_RDWR, 0).unwrap();
+    let fd = device.as_raw_fd();
+    let data = format!("fd={fd},rootmode=40000,user_id=0,group_id=0{options}");
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    nix::mount::mount(Some("tests"), mnt, Some("fuse"), flags, Some(data.as_str())).unwrap();
+    device
+}
+
+/// A mount that `Fixture` does not look after; detached when it goes.
+pub struct Mounted(pub PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        if let Err(e) = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH) {
+            eprintln!("could not detach {}: {e}", self.0.display());
+        }
+    }
 }
 
 /// Runs a command to its end. Its output goes through files, so that a daemon it leaves behind

@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -23,8 +23,8 @@ use crate::error::best_effort;
 use crate::fuse::session;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
-use crate::union::Union;
 use crate::union::api::{Durability, Owner, UnionConfig, Whiteouts};
+use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
 const UPPER_PATIENCE: Duration = Duration::from_millis(500);
@@ -149,7 +149,8 @@ impl Job {
         layers::check_all(&layers)?;
         let mountpoint = usable_mountpoint(mountpoint)?;
         let plan = Plan::choose(Request {
-            read_only: options.read_only(),
+            read_only: args.read_only
+                || options.read_only() && args.upper.is_none() && !args.ephemeral,
             ephemeral: args.ephemeral,
             upper: args.upper.as_deref(),
             work: args.work.as_deref(),
@@ -158,6 +159,10 @@ impl Job {
         })?;
         if let Plan::Kept { state, .. } = &plan {
             eprintln!("cvmfs-union: mount: changes are kept in {}", state.join("upper").display());
+        }
+        if let Some(upper) = plan.spec() {
+            let lowers: Vec<_> = layers.iter().map(Layer::spec).collect();
+            refuse_overlap(&upper, &lowers).or_fail(Code::Upper, "the upper")?;
         }
         Ok(Job { layers, plan, how, mountpoint, args })
     }
@@ -170,17 +175,20 @@ impl Job {
         nix::unistd::chdir("/").or_fail(Code::Failure, "/")?;
 
         let upper = Arc::new(self.plan.prepare()?);
-        let union = self.open_union(&upper)?;
+        let union = Arc::new(self.open_union(&upper)?);
         upper.record_image()?;
         let (fd, target) = self.mount()?;
-        let ending = Ending { target: target.clone(), upper: upper.clone() };
+        let ending =
+            Ending { target: target.clone(), upper: upper.clone(), union: Arc::downgrade(&union) };
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || ending.on_signal(&signals))
             .or_fail(Code::Failure, "thread")
             .inspect_err(|_| detach(target.as_deref()))?;
 
-        let outcome = session::serve(Arc::new(union), fd, || ready(reporter.as_deref()));
+        // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
+        let options = session::Options { clone_fd: target.is_some(), ..Default::default() };
+        let outcome = session::serve_with(union, fd, options, || ready(reporter.as_deref()));
         if outcome.is_err() {
             detach(target.as_deref());
         }
@@ -215,7 +223,11 @@ impl Job {
                     let text = format!("the upper is in use by another mount: {e}");
                     return Err(Failure::new(Code::Upper, text));
                 }
-                other => return other.or_fail(Code::Failure, "opening the union"),
+                Err(e) => {
+                    let code = if e.layer().is_some() { Code::Layer } else { Code::Upper };
+                    return Err(e).or_fail(code, "opening the union");
+                }
+                Ok(union) => return Ok(union),
             }
         }
     }
@@ -241,6 +253,7 @@ impl Job {
 struct Ending {
     target: Option<PathBuf>,
     upper: Arc<Prepared>,
+    union: Weak<Union>,
 }
 
 impl Ending {
@@ -254,6 +267,9 @@ impl Ending {
             detach(self.target.as_deref());
             thread::sleep(EXIT_PATIENCE);
             tracing::warn!("the mount is still in use; leaving it");
+            if let Some(union) = self.union.upgrade() {
+                best_effort("sync the upper", union.settle());
+            }
         }
         self.upper.discard();
         std::process::exit(0);

@@ -90,6 +90,19 @@ impl Plan {
         }
     }
 
+    /// The directories that are known before anything is made.
+    pub fn spec(&self) -> Option<UpperSpec> {
+        match self {
+            Plan::Given { upper, work } => {
+                Some(UpperSpec { upper: upper.clone(), work: work.clone() })
+            }
+            Plan::Kept { state, .. } => {
+                Some(UpperSpec { upper: state.join("upper"), work: state.join("work") })
+            }
+            Plan::ReadOnly | Plan::Ephemeral => None,
+        }
+    }
+
     pub fn prepare(&self) -> Outcome<Prepared> {
         match self {
             Plan::ReadOnly => Ok(Prepared::default()),

@@ -124,6 +124,10 @@ pub fn rename_kind(flags: RenameFlags) -> Option<RenameKind> {
         RenameFlags::RENAME_NOREPLACE => Some(RenameKind::NoReplace),
         RenameFlags::RENAME_EXCHANGE => Some(RenameKind::Exchange),
         RenameFlags::RENAME_WHITEOUT => Some(RenameKind::Whiteout),
+        // That nothing is in the way the kernel has seen itself.
+        f if f == RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE => {
+            Some(RenameKind::Whiteout)
+        }
         _ => None,
     }
 }

@@ -27,7 +27,7 @@ use pool::Pool;
 
 pub use session::{Options, serve, serve_with};
 
-/// Node ids are never reused, so all are of one generation.
+/// A node id is an inode number, which comes back at the earliest when the kernel has forgotten it.
 const GENERATION: Generation = Generation(0);
 
 /// The most bytes of one write or readahead.

@@ -28,7 +28,7 @@ const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FO
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
 /// How long requests under way are waited for when the mount is gone.
-const LAST_WAIT: Duration = Duration::from_secs(5);
+const LAST_WAIT: Duration = Duration::from_millis(300);
 
 /// The most one copy request moves, so that it ends in reasonable time.
 const MAX_COPY: u64 = 1 << 30;
@@ -253,7 +253,7 @@ impl Filesystem for UnionFs {
 
     fn write(
         &self,
-        req: &Request,
+        _: &Request,
         ino: Node,
         fh: Fh,
         offset: u64,
@@ -263,14 +263,12 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let caller = caller(req, 0);
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let write = move |union: &Union, data: &[u8]| match union
-            .write(&caller, fh.0, offset, data, kill_priv)
-        {
-            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-            Err(e) => reply.error(convert::errno("write", ino.0, &e)),
-        };
+        let write =
+            move |union: &Union, data: &[u8]| match union.write(fh.0, offset, data, kill_priv) {
+                Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+                Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+            };
         // The data lies in the receiver's buffer, which the next request overwrites.
         if self.local(ino.0) {
             guard("write", || write(&self.union, data));

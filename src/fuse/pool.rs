@@ -1,7 +1,7 @@
 //! An elastic pool of threads for requests that may have to wait for a layer.
 //!
 //! A job starts at once: on an idle thread where there is one, else on a new one. Only when there
-//! are [`MAX_THREADS`] of them do jobs queue. A thread that had nothing to do for a while ends.
+//! are `MAX_THREADS` of them do jobs queue. A thread that had nothing to do for a while ends.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -25,6 +25,7 @@ pub type LayerIndex = u32;
 /// One read-only layer.
 #[derive(Debug)]
 pub struct Layer {
+    /// As given at mount; it names the layer in errors.
     pub path: PathBuf,
     /// Hash of the layer's identity: the seed of its inode numbers.
     seed: u64,
@@ -43,6 +44,7 @@ pub struct Lowers {
 /// A directory of one layer.
 #[derive(Debug)]
 pub struct LowerDir {
+    /// Its layer, for [`Lowers::layer`].
     pub layer: LayerIndex,
     parent: Option<Arc<LowerDir>>,
     name: Box<[u8]>,
@@ -76,6 +78,7 @@ impl Layer {
 }
 
 impl Lowers {
+    /// Takes the layers topmost first; a layer's position is its `LayerIndex`.
     pub fn new(layers: Vec<Layer>) -> Lowers {
         let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
         Lowers { layers, kept: Mutex::new(LruCache::new(size)) }
@@ -91,6 +94,7 @@ impl Lowers {
         self.layers.iter().enumerate().map(root).collect()
     }
 
+    /// The layer of a directory; None is possible only for one of other `Lowers`.
     pub fn layer(&self, dir: &LowerDir) -> Option<&Layer> {
         self.layers.get(dir.layer as usize)
     }
@@ -139,7 +143,7 @@ impl Lowers {
         meta::fstatat(fd.as_fd(), name).op("stat lower").map_err(|e| self.blame(e, dir, name))
     }
 
-    /// The attributes that users may see, as names ended by NUL.
+    /// The names of all attributes that somebody stored, the unions' own among them.
     pub fn list_xattrs(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
         let fd = self.fd(dir)?;
         let raw = match xattr::list(fd.as_fd(), name) {
@@ -154,6 +158,7 @@ impl Lowers {
 }
 
 impl LowerDir {
+    /// A directory in this one. Nothing is opened or checked before [`Lowers::fd`].
     pub fn child(self: &Arc<Self>, name: &[u8]) -> Arc<LowerDir> {
         Arc::new(LowerDir {
             layer: self.layer,

@@ -4,7 +4,8 @@
 //! it, never a sibling of its own layer (OCI image specification, "Whiteouts").
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
@@ -15,6 +16,7 @@ use crate::sys::{dirent, file, meta, xattr};
 /// One name of the merged lower listing.
 #[derive(Debug)]
 pub struct Listed {
+    /// Never `.`, `..`, a marker or a catalogue of CVMFS.
     pub name: Box<[u8]>,
     /// `DT_*`.
     pub kind: u8,
@@ -73,6 +75,7 @@ impl Listing {
         Ok(Listing { entries, by_name })
     }
 
+    /// None for a name that no layer shows: absent, deleted or hidden.
     pub fn get(&self, name: &[u8]) -> Option<&Listed> {
         self.by_name.get(name).and_then(|i| self.entries.get(*i))
     }
@@ -82,10 +85,12 @@ impl Listing {
         self.entries.get(at..).unwrap_or_default()
     }
 
+    /// The number of names, and the position after the last.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
+    /// Whether the layers show nothing here; whiteouts do not count.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
@@ -126,7 +131,9 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
                 kind = dtype_of(st.st_mode);
                 whiteout = kind == libc::DT_CHR && st.st_rdev == 0;
             } else if kind == libc::DT_REG && marks.holds_xattr_whiteouts {
-                whiteout = is_xattr_whiteout(fd.as_fd(), &name);
+                whiteout = is_xattr_whiteout(fd.as_fd(), &name)
+                    .op("read xattrs of lower")
+                    .map_err(|e| lowers.blame(e, dir, &name))?;
             }
             if whiteout {
                 out.whiteouts.push(name);
@@ -146,13 +153,14 @@ pub fn dtype_of(mode: u32) -> u8 {
 /// What the attributes of a directory say about deletions in it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Opaque {
+    /// What layers below hold of the directory is hidden.
     pub opaque: bool,
     /// `overlay.opaque` is `x`: files with an `overlay.whiteout` attribute are whiteouts.
     pub holds_xattr_whiteouts: bool,
 }
 
 /// Reads the opaque marks of a directory, of all unions.
-pub fn opaque_xattrs(dir: std::os::fd::BorrowedFd<'_>) -> std::io::Result<Opaque> {
+pub fn opaque_xattrs(dir: BorrowedFd<'_>) -> io::Result<Opaque> {
     let mut marks = Opaque::default();
     let keys = match xattr::list(dir, b"") {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(marks),
@@ -171,9 +179,16 @@ pub fn opaque_xattrs(dir: std::os::fd::BorrowedFd<'_>) -> std::io::Result<Opaque
 }
 
 /// Whether an empty file stands for a deletion by its attribute.
-pub fn is_xattr_whiteout(dir: std::os::fd::BorrowedFd<'_>, name: &[u8]) -> bool {
-    meta::fstatat(dir, name).is_ok_and(|st| st.st_size == 0)
-        && [c"trusted.overlay.whiteout", c"user.overlay.whiteout"]
-            .iter()
-            .any(|key| xattr::get(dir, name, key).is_ok())
+pub fn is_xattr_whiteout(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
+    if meta::fstatat(dir, name)?.st_size != 0 {
+        return Ok(false);
+    }
+    for key in [c"trusted.overlay.whiteout", c"user.overlay.whiteout"] {
+        match xattr::get(dir, name, key) {
+            Ok(_) => return Ok(true),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(false)
 }

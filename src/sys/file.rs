@@ -39,6 +39,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `pread(2)`: may read less than the buffer holds; 0 at the end of the file.
 pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
     fault::point()?;
     // SAFETY: the buffer is writable for its length.
@@ -47,6 +48,7 @@ pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usiz
     })
 }
 
+/// `pwrite(2)`: may write less than all of it.
 pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
     fault::point()?;
     // SAFETY: the buffer is readable for its length.
@@ -55,6 +57,7 @@ pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> 
     })
 }
 
+/// Sets the length in bytes; growth is a hole. EFBIG above `i64::MAX`.
 pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     fault::point()?;
     let size =
@@ -63,6 +66,7 @@ pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
     check(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }).map(drop)
 }
 
+/// `fallocate(2)`; `mode` is `FALLOC_FL_*`. EOPNOTSUPP if the file system lacks that mode.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
@@ -71,6 +75,7 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Re
     check(ret).map(drop)
 }
 
+/// The new offset. ENXIO: `SEEK_DATA` finds none, or it or `SEEK_HOLE` starts past the end.
 pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
@@ -78,12 +83,14 @@ pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
     if at < 0 { Err(io::Error::last_os_error()) } else { Ok(at) }
 }
 
+/// Waits until data and attributes are on the disk.
 pub fn fsync(fd: BorrowedFd<'_>) -> io::Result<()> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
     check(unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop)
 }
 
+/// Waits until the data, and what is needed to read them back, are on the disk.
 pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
     fault::point()?;
     // SAFETY: only the descriptor is used.

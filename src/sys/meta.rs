@@ -10,6 +10,7 @@ use super::{EMPTY, check, cstr, fault};
 /// A `struct stat`.
 pub type Stat = libc::stat;
 
+/// `lstat` of the name; triggers no automount.
 pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     fault::point()?;
     let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
@@ -21,6 +22,7 @@ pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     Ok(unsafe { st.assume_init() })
 }
 
+/// `fstatvfs(3)`: blocks are counted in units of `f_frsize`.
 pub fn fstatvfs(fd: BorrowedFd<'_>) -> io::Result<libc::statvfs> {
     fault::point()?;
     let mut st = MaybeUninit::<libc::statvfs>::uninit();
@@ -30,6 +32,7 @@ pub fn fstatvfs(fd: BorrowedFd<'_>) -> io::Result<libc::statvfs> {
     Ok(unsafe { st.assume_init() })
 }
 
+/// None leaves the id as it is. Linux clears set-id bits of files.
 pub fn fchownat(
     dir: BorrowedFd<'_>,
     name: &[u8],

@@ -35,7 +35,9 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How to mount; permission checks by the kernel are always on.
 #[derive(Clone, Debug)]
 pub struct MountFlags {
+    /// `MS_*` of mount(2); with `fusermount3` only ro, noexec, noatime, sync and dirsync count.
     pub flags: MsFlags,
+    /// Other users may enter; `fusermount3` wants `user_allow_other` in `/etc/fuse.conf` for that.
     pub allow_other: bool,
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{EMPTY, check, check_len, cstr, fault};
 
+/// The umask or a default ACL limits `mode`; its set-id bits are ignored.
 pub fn mkdirat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     fault::point()?;
     let name = cstr(name)?;
@@ -13,6 +14,7 @@ pub fn mkdirat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
 }
 
+/// `mode` holds kind and permissions. A character device 0:0 needs no privileges since Linux 5.8.
 pub fn mknodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32, rdev: u64) -> io::Result<()> {
     fault::point()?;
     let name = cstr(name)?;
@@ -20,6 +22,7 @@ pub fn mknodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32, rdev: u64) -> io::Re
     check(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, rdev) }).map(drop)
 }
 
+/// The target is stored as it is; an empty one is ENOENT.
 pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     fault::point()?;
     let (target, name) = (cstr(target)?, cstr(name)?);
@@ -27,6 +30,7 @@ pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
 }
 
+/// Another name, `new`, for the same object; a symlink is linked itself, not its target.
 pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
     fault::point()?;
     let (name, new) = (cstr(name)?, cstr(new)?);
@@ -36,6 +40,7 @@ pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8])
     check(ret).map(drop)
 }
 
+/// EISDIR for a directory.
 pub fn unlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     fault::point()?;
     let name = cstr(name)?;
@@ -43,6 +48,7 @@ pub fn unlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
 }
 
+/// ENOTEMPTY, on some file systems EEXIST, for a directory that is not empty.
 pub fn rmdirat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
     fault::point()?;
     let name = cstr(name)?;
@@ -67,6 +73,8 @@ pub fn renameat(
     check(ret).map(drop)
 }
 
+/// The target of a symlink; an empty name means the `O_PATH` descriptor itself. What is no symlink is
+/// EINVAL, with an empty name ENOENT.
 pub fn readlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     fault::point()?;
     let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };

@@ -14,7 +14,9 @@ use nix::unistd::{self, ForkResult, Pid};
 
 /// The two processes after [`fork`].
 pub enum Side {
+    /// The process that called, to wait for the daemon.
     Parent(Child),
+    /// The daemon, to report once.
     Child(Reporter),
 }
 
@@ -30,8 +32,15 @@ pub struct Reporter(PipeWriter);
 /// What the daemon said.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Report {
+    /// The mount can be used.
     Ready,
-    Failed { code: u8, message: String },
+    /// No mount is served.
+    Failed {
+        /// The exit code for the parent; 1 if the daemon died without a word.
+        code: u8,
+        /// For people, without the program's name.
+        message: String,
+    },
 }
 
 /// Forks; the child is in a session of its own.

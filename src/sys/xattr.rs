@@ -35,6 +35,7 @@ pub fn list(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     })
 }
 
+/// ENODATA without that attribute, EOPNOTSUPP on a file system without any.
 pub fn get(dir: BorrowedFd<'_>, name: &[u8], key: &CStr) -> io::Result<Vec<u8>> {
     fault::point()?;
     let (path, follow) = path(dir, name)?;
@@ -50,6 +51,7 @@ pub fn get(dir: BorrowedFd<'_>, name: &[u8], key: &CStr) -> io::Result<Vec<u8>> 
     })
 }
 
+/// `flags`: 0, `XATTR_CREATE` (EEXIST if it is there) or `XATTR_REPLACE` (ENODATA if it is not).
 pub fn set(
     dir: BorrowedFd<'_>,
     name: &[u8],
@@ -71,6 +73,7 @@ pub fn set(
     .map(drop)
 }
 
+/// ENODATA without that attribute.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8], key: &CStr) -> io::Result<()> {
     fault::point()?;
     let (path, follow) = path(dir, name)?;

@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Attr, Caller, Ino, Kind, SetAttr, SetTime, Time};
@@ -121,8 +122,8 @@ impl Union {
                 let times = [timespec(set.atime), timespec(set.mtime)];
                 meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
             }
-            if is_empty(set) {
-                drop_privileges(&at)?;
+            if is_empty(set) && !node.is_dir() {
+                drop_privileges(caller, &node, &at)?;
             }
         }
         self.attr(&node)
@@ -164,10 +165,16 @@ pub fn drop_set_ids(fd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Clears set-id bits and capabilities.
-fn drop_privileges(at: &At) -> Result<()> {
-    let mode = at.stat()?.st_mode & 0o7777;
+/// Clears set-id bits and capabilities. The request comes from a change of data by whoever has the
+/// file open for writing, and from a chown that changes nothing, which is for the owner only.
+fn drop_privileges(caller: &Caller, node: &Node, at: &At) -> Result<()> {
+    let stat = at.stat()?;
+    let mode = stat.st_mode & 0o7777;
     if stripped(mode) != mode {
+        let owns = caller.uid == 0 || caller.uid == stat.st_uid;
+        if !owns && node.writers.load(Ordering::Relaxed) == 0 {
+            return Err(Error::new(libc::EPERM, "drop set-id bits"));
+        }
         meta::fchmodat(at.fd(), &at.name, stripped(mode)).op("drop set-id bits")?;
     }
     match xattr::remove(at.fd(), &at.name, c"security.capability") {

@@ -109,7 +109,14 @@ impl Union {
             && lower.stat.st_size > 0
             && self.upper()?.extended;
         let temp = self.make_copy(node, lower, want, keeps_data)?;
-        self.publish_copy(node, temp, keeps_data)
+        if !self.publish_copy(node, temp, keeps_data)? {
+            return Ok(false);
+        }
+        let parent = node.state.read().links.first().map(|l| l.parent.clone());
+        if let (Some(parent), Durability::Full) = (parent, self.upper()?.durability) {
+            self.sync_dir(&parent, false)?;
+        }
+        Ok(true)
     }
 
     /// The copy in the work directory, complete.
@@ -140,7 +147,8 @@ impl Union {
                     upper.space.set(&at, Mark::Redirect, &lower.path())?;
                     upper.space.set(&at, Mark::Metacopy, b"")?;
                 } else if want != Want::Empty {
-                    self.copy_data(lower, &fd)?;
+                    let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
+                    self.copy_data(lower, &fd, size)?;
                 }
                 opened = Some(fd);
             }
@@ -216,16 +224,15 @@ impl Union {
         Ok(())
     }
 
-    /// Copies all the data of a lower file; holes stay holes.
-    fn copy_data(&self, lower: &LowerAt, to: &OwnedFd) -> Result<()> {
-        let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
+    /// Copies the first `size` bytes of a lower file; holes stay holes.
+    fn copy_data(&self, lower: &LowerAt, to: &OwnedFd, size: u64) -> Result<()> {
         if size == 0 {
             return Ok(());
         }
         let from = self.open_lower(lower)?;
         let blame = |e| self.lowers.blame(e, &lower.dir, &lower.name);
         if copy::clone(from.as_fd(), to.as_fd()).is_ok() {
-            return Ok(());
+            return file::ftruncate(to.as_fd(), size).op("copy up file");
         }
         let mut at = 0;
         while at < size {
@@ -290,7 +297,6 @@ impl Union {
         temp: Temp<'_>,
         node: &Node,
     ) -> Result<()> {
-        let upper = self.upper()?;
         let dir = At { dir: self.dir_fd(tree, parent)?, name: Vec::new() };
         let times = dir.stat()?;
         let to = self.child_place(tree, parent, name)?;
@@ -299,10 +305,6 @@ impl Union {
         index.set(name, Some(node.kind.dtype()), false);
         drop(index);
         best_effort("keep the times of the parent", restore_times(&dir, &times));
-        if upper.durability == Durability::Full {
-            let open = dir.open(libc::O_RDONLY | libc::O_DIRECTORY)?;
-            file::fsync(open.as_fd()).op("sync directory")?;
-        }
         Ok(())
     }
 
@@ -362,7 +364,9 @@ impl Union {
         let before = at.stat()?;
         match (&node.lower, want) {
             (Some(lower), Want::Data) => {
-                self.copy_data(lower, &fd)?;
+                // A truncation that a crash cut off may have made it shorter.
+                let size = before.st_size.min(lower.stat.st_size);
+                self.copy_data(lower, &fd, u64::try_from(size).unwrap_or(0))?;
                 restore_times(&at, &before)?;
                 if upper.durability != Durability::Volatile {
                     file::fdatasync(fd.as_fd()).op("sync copy")?;
@@ -416,7 +420,8 @@ fn may_not_chown(e: &std::io::Error) -> bool {
     }
 }
 
-fn restore_times(at: &At, stat: &Stat) -> Result<()> {
+/// Sets the times back to what they were.
+pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
     let times = [
         libc::timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec },
         libc::timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec },

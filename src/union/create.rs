@@ -47,6 +47,8 @@ struct Plan<'a> {
 }
 
 impl Union {
+    /// Makes and opens a file: attributes and handle. One that is there is opened, with `O_EXCL` it is
+    /// EEXIST. Counts a lookup.
     pub fn create(
         &self,
         caller: &Caller,
@@ -76,6 +78,7 @@ impl Union {
         }
     }
 
+    /// S14 tells the mode that it gets. Counts a lookup.
     pub fn mkdir(&self, caller: &Caller, parent: Ino, name: &OsStr, mode: u32) -> Result<Attr> {
         self.make_entry(caller, parent, name, mode, What::Dir)
     }
@@ -94,6 +97,7 @@ impl Union {
         self.make_entry(caller, parent, name, mode & 0o7777, what)
     }
 
+    /// The target is stored as it is; the mode is always 0777. Counts a lookup.
     pub fn symlink(
         &self,
         caller: &Caller,
@@ -134,11 +138,11 @@ impl Union {
         let tree = self.read_tree();
         let dir = At { dir: self.dir_fd(&tree, parent)?, name: Vec::new() };
         let to = self.child_place(&tree, parent, name)?;
-        let held = self.held(&tree, parent, name)?;
-        let mut index = self.index(&tree, parent)?;
-        if index.get(name) != held {
-            return Err(Error::new(libc::EEXIST, "create"));
+        if parent.state.read().removed {
+            return Err(Error::new(libc::ENOENT, "create in a removed directory"));
         }
+        let mut index = self.index(&tree, parent)?;
+        let held = index.get(name);
         let below = listing.get(name).is_some();
         if held.map_or(below, |h| h.object.is_some()) {
             return Err(Error::new(libc::EEXIST, "create"));

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use super::Union;
-use super::api::{Caller, Durability, Ino};
+use super::api::{Durability, Ino};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
@@ -38,15 +38,8 @@ impl Union {
         }
     }
 
-    /// Writes all of the data. `kill_priv`: set-id bits go with it.
-    pub fn write(
-        &self,
-        _caller: &Caller,
-        fh: u64,
-        offset: u64,
-        data: &[u8],
-        kill_priv: bool,
-    ) -> Result<usize> {
+    /// Writes the data: less only if the file system failed after some of it. `kill_priv`: set-id bits go with it.
+    pub fn write(&self, fh: u64, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
         let fd = self.fd_of(fh)?;
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
@@ -85,6 +78,7 @@ impl Union {
         if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
     }
 
+    /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
     pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
         file::fallocate(self.fd_of(fh)?.as_fd(), mode, offset, len).op("fallocate")
     }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
 
@@ -49,6 +49,7 @@ pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node
         dir: Some(Dir { lowers: dirs, ..Dir::default() }),
         state: RwLock::new(state),
         generation: AtomicU64::new(0),
+        writers: AtomicU32::new(0),
         bare: AtomicBool::new(bare),
     };
     if upper.is_none() && node.lower.is_none() {
@@ -109,7 +110,7 @@ impl Union {
                         return Ok(Some(node));
                     }
                     drop(tree);
-                    let below = self.below_upper(&seen, listing.get(name))?;
+                    let below = self.below_upper(&seen, parent, listing.get(name))?;
                     Some((seen.ino, self.upper_node(seen, below)))
                 }
                 Some(_) => None,
@@ -186,7 +187,7 @@ impl Union {
                 kind = dtype_of(stat.st_mode);
                 whiteout = kind == libc::DT_CHR && stat.st_rdev == 0;
             } else if kind == libc::DT_REG && marked.holds_xattr_whiteouts {
-                whiteout = is_xattr_whiteout(dir.as_fd(), &stored);
+                whiteout = is_xattr_whiteout(dir.as_fd(), &stored).op("read marks")?;
             }
             index.set(&name, (!whiteout).then_some(kind), whiteout);
         }
@@ -214,6 +215,7 @@ impl Union {
     fn below_upper(
         &self,
         seen: &Seen,
+        parent: &Node,
         entry: Option<&crate::layer::Listed>,
     ) -> Result<Option<Below>> {
         let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
@@ -224,8 +226,7 @@ impl Union {
             Some(path) if path.starts_with(b"/") => self.below_path(path)?,
             Some(name) => {
                 // A relative redirect, of kernel overlayfs: another name in the same directory.
-                let owner = entry.and_then(|e| e.owners.first());
-                match owner {
+                match parent.as_dir()?.lowers.first() {
                     Some(dir) => self.below_path(&[&dir.path(), &b"/"[..], name].concat())?,
                     None => None,
                 }
@@ -288,7 +289,8 @@ impl Union {
         self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
-                dir.homegrown.store(true, std::sync::atomic::Ordering::Relaxed);
+                dir.homegrown.store(true, Ordering::Relaxed);
+                *dir.index.lock() = Some(Index::default());
             }
             node
         })
@@ -313,6 +315,7 @@ fn new_node(
         dir,
         state: RwLock::new(state),
         generation: AtomicU64::new(0),
+        writers: AtomicU32::new(0),
         bare: AtomicBool::new(bare),
     }
 }

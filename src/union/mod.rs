@@ -8,6 +8,8 @@
 //! names), a directory's index, a node's state, the table. None of them is held while a lower is
 //! asked; what a lower said is checked against the index again afterwards. A copy-up holds its flight,
 //! which only stops others that want the same file.
+//!
+//! S and a number is a clause of [`crate::docs::semantics`].
 
 pub mod api;
 
@@ -31,7 +33,7 @@ mod upper;
 mod work;
 mod xattr;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -39,7 +41,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Result};
 use crate::layer::{Layer, Lowers};
-use api::{Ino, Owner, ROOT, UnionConfig};
+use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
 use upper::Upper;
@@ -62,9 +64,7 @@ impl Union {
     /// Opens the layers and the upper. EWOULDBLOCK: another union holds the upper.
     pub fn new(config: &UnionConfig) -> Result<Union> {
         if let Some(spec) = &config.upper {
-            for path in [&spec.upper, &spec.work] {
-                refuse_overlap(path, config)?;
-            }
+            refuse_overlap(spec, &config.lowers)?;
         }
         let layers = config
             .lowers
@@ -99,6 +99,11 @@ impl Union {
         self.table.find(ino).is_none_or(|node| node.is_local())
     }
 
+    /// Before an end that drops nothing: a volatile upper is synced, so that it can be used again.
+    pub fn settle(&self) -> Result<()> {
+        self.upper.as_ref().map_or(Ok(()), Upper::settle)
+    }
+
     /// How many nodes are in memory.
     pub fn nodes(&self) -> usize {
         self.table.len()
@@ -123,16 +128,34 @@ impl Union {
     }
 }
 
-/// The upper and the lowers may not contain each other: a lower would be written.
-fn refuse_overlap(path: &Path, config: &UnionConfig) -> Result<()> {
-    let real = |p: &Path| p.canonicalize().op("resolve").map_err(|e| e.at(p));
-    let path = real(path)?;
-    for lower in &config.lowers {
-        let lower = real(&lower.path)?;
-        if path.starts_with(&lower) || lower.starts_with(&path) {
-            let why = "upper and lower must not contain each other, upper";
-            return Err(Error::new(libc::EINVAL, why).at(path).in_layer(lower.to_string_lossy()));
+/// Refuses an upper or work directory that holds a lower or lies in one: the lower would be written.
+/// The directories of the upper need not exist yet.
+pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
+    for path in [&spec.upper, &spec.work] {
+        let path = real(path)?;
+        for lower in lowers {
+            let lower = real(&lower.path)?;
+            if path.starts_with(&lower) || lower.starts_with(&path) {
+                let why = "upper and lower must not contain each other, upper";
+                let layer = lower.to_string_lossy();
+                return Err(Error::new(libc::EINVAL, why).at(path).in_layer(layer));
+            }
         }
     }
     Ok(())
+}
+
+/// The path without symlinks, as far as it exists.
+fn real(path: &Path) -> Result<PathBuf> {
+    match path.canonicalize() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        other => return other.op("resolve").map_err(|e| e.at(path)),
+    }
+    match (path.parent(), path.file_name()) {
+        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
+            Ok(real(Path::new("."))?.join(name))
+        }
+        (Some(parent), Some(name)) => Ok(real(parent)?.join(name)),
+        _ => Err(Error::new(libc::ENOENT, "resolve").at(path)),
+    }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -64,6 +64,8 @@ pub struct Node {
     pub state: RwLock<State>,
     /// Counts the moves of the data; a handle with another number opens anew.
     pub generation: AtomicU64,
+    /// How many handles may write.
+    pub writers: AtomicU32,
     /// Known to have no extended attributes that users may see.
     pub bare: AtomicBool,
 }

@@ -29,6 +29,18 @@ pub struct Handle {
     data: Mutex<Option<(u64, Data)>>,
 }
 
+fn may_write(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if may_write(self.flags) {
+            self.node.writers.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
 /// The open files and directories, by the number that the kernel was given.
 #[derive(Debug, Default)]
 pub struct Handles {
@@ -39,6 +51,9 @@ pub struct Handles {
 impl Handles {
     pub fn add(&self, node: Arc<Node>, flags: i32, data: Option<(u64, Data)>) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
+        if may_write(flags) {
+            node.writers.fetch_add(1, Ordering::Relaxed);
+        }
         let handle = Arc::new(Handle { node, flags, data: Mutex::new(data) });
         self.shard(fh).lock().insert(fh, handle);
         fh
@@ -71,10 +86,9 @@ impl Union {
             Kind::Symlink => return Err(Error::new(libc::ELOOP, "open")),
             _ => {}
         }
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if flags & libc::O_TRUNC != 0 {
             self.copy_up(&node, Want::Empty)?;
-        } else if writes {
+        } else if may_write(flags) {
             self.copy_up(&node, Want::Data)?;
         }
         let in_upper = {

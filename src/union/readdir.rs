@@ -21,12 +21,14 @@ const BATCH: usize = 64;
 type Each<'a> = &'a mut dyn FnMut(&Arc<Node>, &[u8], u64) -> Result<bool>;
 
 impl Union {
+    /// A handle for `readdir`, to be given back to `releasedir`. Asks no layer; ENOTDIR for a file.
     pub fn opendir(&self, ino: Ino) -> Result<u64> {
         let node = self.table.get(ino)?;
         node.as_dir()?;
         Ok(self.handles.add(node, 0, None))
     }
 
+    /// Gives a handle back; one that is unknown is ignored.
     pub fn releasedir(&self, fh: u64) {
         self.release(fh);
     }

@@ -18,6 +18,7 @@ use crate::layer::Listing;
 use crate::sys::name;
 
 impl Union {
+    /// EISDIR for a directory. What is open stays usable (S8).
     pub fn unlink(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let (parent, name) = (self.table.get(parent)?, name.as_bytes());
         loop {
@@ -44,6 +45,7 @@ impl Union {
         }
     }
 
+    /// ENOTEMPTY if the merged view shows a name in it; ENOTDIR for a file.
     pub fn rmdir(&self, parent: Ino, name: &OsStr) -> Result<()> {
         let (parent, name) = (self.table.get(parent)?, name.as_bytes());
         loop {

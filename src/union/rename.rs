@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use super::Union;
 use super::api::{Ino, Kind, RenameKind};
 use super::copy_up::Want;
-use super::marks::Mark;
+use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::{At, Tree};
 use super::upper::Style;
@@ -33,6 +33,8 @@ struct Move<'a> {
 }
 
 impl Union {
+    /// The target is judged in the merged view. EXDEV: a directory with a lower part, where redirects
+    /// cannot be written (S40, S44).
     pub fn rename(
         &self,
         parent: Ino,
@@ -54,6 +56,9 @@ impl Union {
         let source = self.existing(&from.parent, from.name)?;
         let target = self.resolve(&to.parent, to.name)?;
         let exchange = job.kind == RenameKind::Exchange;
+        if job.kind == RenameKind::Whiteout && self.upper()?.space == Space::None {
+            return Err(Error::new(libc::EINVAL, "leave a whiteout without xattrs"));
+        }
         match &target {
             Some(_) if job.kind == RenameKind::NoReplace => {
                 return Err(Error::new(libc::EEXIST, "rename"));
@@ -198,7 +203,7 @@ impl Union {
         if let Some(target) = target {
             leaving = self.leaving(tree, target, &to.parent, to.name, target_in_upper)?;
             if target.is_dir() && target_in_upper {
-                rest = self.empty_target(tree, target, &b)?;
+                rest = self.empty_target(tree, target, &b, to.name)?;
             }
         }
         match upper.style {
@@ -207,7 +212,12 @@ impl Union {
                 if from_below {
                     upper.write_wh(a.fd(), from.name)?;
                 }
-                name::renameat(a.fd(), &a.name, b.fd(), &b.name, 0).op("rename")?;
+                let moved = name::renameat(a.fd(), &a.name, b.fd(), &b.name, 0).op("rename");
+                if let (Err(_), Some(target)) = (&moved, rest.take()) {
+                    target.publish(&b, 0)?;
+                    upper.clear_wh(b.fd(), to.name)?;
+                }
+                moved?;
             }
         }
         if let Some(target) = target {
@@ -227,10 +237,19 @@ impl Union {
 
     /// Makes an upper directory, that shows nothing, really empty: opaque first, so that a crash
     /// between the steps shows nothing either.
-    fn empty_target(&self, tree: &Tree<'_>, node: &Node, at: &At) -> Result<Option<Temp<'_>>> {
+    fn empty_target(
+        &self,
+        tree: &Tree<'_>,
+        node: &Node,
+        at: &At,
+        name: &[u8],
+    ) -> Result<Option<Temp<'_>>> {
         let upper = self.upper()?;
         match upper.style {
-            Style::Wh => self.move_away(at).map(Some),
+            Style::Wh => {
+                upper.write_wh(at.fd(), name)?;
+                self.move_away(at).map(Some)
+            }
             Style::Overlay => {
                 upper.make_opaque(at)?;
                 let dir = self.dir_fd(tree, node)?;

@@ -18,6 +18,7 @@ pub struct Kept {
 }
 
 impl Union {
+    /// At most one second old; an error is not kept.
     pub fn statfs(&self) -> Result<StatFs> {
         if let Some(kept) = &*self.statfs.lock()
             && kept.at.elapsed() < FRESH

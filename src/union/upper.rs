@@ -17,7 +17,7 @@ use super::place::At;
 use super::work;
 use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect::{self, WH};
-use crate::sys::{file, meta, name};
+use crate::sys::{dirent, file, meta, name};
 
 /// How many descriptors of upper directories are kept open.
 const KEPT_DIRECTORIES: usize = 512;
@@ -82,7 +82,7 @@ impl Upper {
         }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
-        let probe = work::probe(&work, config.whiteouts == Whiteouts::Overlay)?;
+        let probe = work::probe(&work)?;
         let style = match config.whiteouts {
             Whiteouts::Wh => Style::Wh,
             Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,
@@ -116,6 +116,9 @@ impl Upper {
             temp: AtomicU64::new(0),
         };
         upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
+        if upper.space == Space::None {
+            upper.remember_index()?;
+        }
         Ok(upper)
     }
 
@@ -146,7 +149,9 @@ impl Upper {
         let fd = file::openat(self.root.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .op("open upper")?;
         let mut any = false;
-        crate::sys::dirent::read_dir(fd.as_fd(), |_, _, _| any = true).op("read upper")?;
+        // What mkfs made is nobody's work.
+        let mut look = |name: &[u8], _, _| any |= name != b"lost+found";
+        dirent::read_dir(fd.as_fd(), &mut look).op("read upper")?;
         Ok(!any)
     }
 
@@ -182,6 +187,18 @@ impl Upper {
     /// Whether directories may hold a `.wh..wh..opq`.
     pub fn wh_is_mark(&self) -> bool {
         self.wh_is_mark
+    }
+
+    /// Brings everything to the disk, after which a volatile upper is as good as any.
+    pub fn settle(&self) -> Result<()> {
+        if self.durability != Durability::Volatile {
+            return Ok(());
+        }
+        nix::unistd::syncfs(self.root.as_fd()).map_err(|e| Error::new(e as i32, "sync upper"))?;
+        match name::unlinkat(self.base.as_fd(), VOLATILE) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            other => other.op("remove volatile marker"),
+        }
     }
 
     /// A new name for the work directory.
@@ -221,15 +238,24 @@ impl Upper {
         self.remembered.lock().insert(upper_ino, ino);
     }
 
+    /// The names in the index are numbers: where no attribute keeps them, they are learned there.
+    fn remember_index(&self) -> Result<()> {
+        let mut found = Vec::new();
+        dirent::read_dir(self.index.as_fd(), |name, _, upper_ino| {
+            let ino = std::str::from_utf8(name).ok().and_then(|n| u64::from_str_radix(n, 16).ok());
+            found.extend(ino.map(|ino| (upper_ino, ino)));
+        })
+        .op("read index")?;
+        self.remembered.lock().extend(found);
+        Ok(())
+    }
+
     /// Lets go of the number, as the inode is about to be free again.
     pub fn unremember(&self, upper_ino: u64) {
         self.remembered.lock().remove(&upper_ino);
     }
 
     pub fn recall(&self, upper_ino: u64) -> Option<Ino> {
-        if self.space != Space::None {
-            return None;
-        }
         self.remembered.lock().get(&upper_ino).copied()
     }
 
@@ -252,10 +278,7 @@ pub enum Stored<'a> {
 impl Drop for Upper {
     fn drop(&mut self) {
         best_effort("clean work directory", work::clean(self.work.as_fd()));
-        if self.durability == Durability::Volatile && nix::unistd::syncfs(self.root.as_fd()).is_ok()
-        {
-            best_effort("volatile marker", name::unlinkat(self.base.as_fd(), VOLATILE));
-        }
+        best_effort("sync upper", self.settle());
     }
 }
 

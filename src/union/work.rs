@@ -3,12 +3,16 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::api::Kind;
+use super::copy_up::restore_times;
 use super::marks::{self, Mark, Space};
 use super::place::At;
 use super::upper::{Style, Upper};
 use crate::error::{Context, Result, best_effort};
 use crate::layer::dialect;
 use crate::sys::{dirent, file, meta, name, xattr};
+
+/// The longest name of a file, in bytes.
+const NAME_MAX: usize = 255;
 
 /// A name in the work directory. What stands there is removed unless it was moved away.
 #[derive(Debug)]
@@ -68,10 +72,10 @@ impl Upper {
             Style::Overlay => self.space.set(dir, Mark::Opaque, b"y"),
             Style::Wh => {
                 let fd = dir.open(libc::O_PATH | libc::O_DIRECTORY)?;
+                let times = dir.stat()?;
                 let flags = libc::O_CREAT | libc::O_WRONLY;
-                file::openat(fd.as_fd(), dialect::WH_OPAQUE, flags, 0o444)
-                    .op("make opaque")
-                    .map(drop)
+                file::openat(fd.as_fd(), dialect::WH_OPAQUE, flags, 0o444).op("make opaque")?;
+                restore_times(dir, &times)
             }
         }
     }
@@ -86,6 +90,9 @@ impl Upper {
 
     /// Removes the `.wh.` marker of a name, if there is one.
     pub fn clear_wh(&self, dir: BorrowedFd<'_>, hidden: &[u8]) -> Result<()> {
+        if hidden.len() + dialect::WH.len() > NAME_MAX {
+            return Ok(());
+        }
         match name::unlinkat(dir, &dialect::marker_for(hidden)) {
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             other => other.op("remove whiteout"),
@@ -109,22 +116,23 @@ pub struct Probe {
 }
 
 /// Tries it out in the work directory.
-pub fn probe(work: &OwnedFd, _required: bool) -> Result<Probe> {
+pub fn probe(work: &OwnedFd) -> Result<Probe> {
     let dir = work.as_fd();
-    let whiteout = name::mknodat(dir, b"probe", libc::S_IFCHR, 0).is_ok();
-    best_effort("clean", clean(dir));
-    let devices = name::mknodat(dir, b"probe", libc::S_IFCHR, libc::makedev(1, 3)).is_ok();
-    best_effort("clean", clean(dir));
     file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
         .op("write to work directory")?;
     let mut space = Space::None;
+    // In the unions' own part of the namespaces: a file system may refuse just that one.
     for (key, found) in
-        [(c"user.cvmfs-union.probe", Space::User), (c"trusted.cvmfs-union.probe", Space::Trusted)]
+        [(c"user.overlay.probe", Space::User), (c"trusted.overlay.probe", Space::Trusted)]
     {
         if xattr::set(dir, b"probe", key, b"y", 0).is_ok() {
             space = found;
         }
     }
+    // A whiteout has to change places with what it hides.
+    let whiteout = name::mknodat(dir, b"whiteout", libc::S_IFCHR, 0).is_ok()
+        && name::renameat(dir, b"whiteout", dir, b"probe", libc::RENAME_EXCHANGE).is_ok();
+    let devices = name::mknodat(dir, b"device", libc::S_IFCHR, libc::makedev(1, 3)).is_ok();
     clean(dir)?;
     Ok(Probe { whiteout, devices, space })
 }

@@ -23,6 +23,7 @@ fn stored(key: &OsStr) -> Result<CString> {
 }
 
 impl Union {
+    /// ENODATA for an absent one, and for one that CVMFS makes up (S35).
     pub fn getxattr(&self, ino: Ino, key: &OsStr) -> Result<Vec<u8>> {
         let node = self.table.get(ino)?;
         let absent = || Error::new(libc::ENODATA, "get xattr");
@@ -118,6 +119,7 @@ impl Union {
         Ok(())
     }
 
+    /// ENODATA for an absent one, without a copy-up; for ACLs the upper's file system decides.
     pub fn removexattr(&self, ino: Ino, key: &OsStr) -> Result<()> {
         let (node, name) = (self.table.get(ino)?, stored(key)?);
         // A file of a lower is not copied up for an attribute it does not have.
