@@ -5,3 +5,4 @@ mod descriptor;
 mod model;
 mod resolve;
 mod support;
+mod union;

@@ -133,7 +133,7 @@ impl Fs for Merged {
     }
 
     fn pwrite(&self, fh: u64, offset: u64, data: &[u8]) -> Res<usize> {
-        ok(self.union.write(&self.caller, fh, offset, data, false))
+        ok(self.union.write(fh, offset, data, false))
     }
 
     fn close(&self, fh: u64) {

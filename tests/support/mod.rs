@@ -1,6 +1,7 @@
 //! Stacks of plain directories, the union of them, and comparisons of whole trees.
 
 pub mod disk;
+pub mod faults;
 pub mod fs;
 pub mod merged;
 
