@@ -5,6 +5,7 @@ mod copy_up;
 mod create;
 mod dialect;
 mod link;
+mod live;
 mod lookup;
 mod readdir;
 mod remove;
