@@ -264,7 +264,7 @@ impl Op {
     fn on_names(&self, tree: &Tree) -> Option<Step> {
         Some(match self {
             Op::Create(p, m) => Step::Create(p.path(tree), MODES[*m]),
-            Op::Mkdir(p, m) => Step::Mkdir(p.path(tree), MODES[*m] & 0o777),
+            Op::Mkdir(p, m) => Step::Mkdir(p.path(tree), MODES[*m] & 0o777 | 0o700),
             Op::Symlink(p) => Step::Symlink(p.path(tree)),
             Op::Mknod(p, k) => {
                 let device = (libc::S_IFCHR | 0o600, [0, 0, libc::makedev(1, 3)][*k]);
@@ -301,7 +301,7 @@ impl Op {
             Op::Write(p, o, b) => Step::Write(file(p)?, *o, *b),
             Op::Rewrite(p, b) => Step::Rewrite(file(p)?, *b),
             Op::Truncate(p, s) => Step::Truncate(file(p)?, SIZES[*s]),
-            Op::Chmod(p, m) => Step::Chmod(plain(p)?, MODES[*m] | 0o600),
+            Op::Chmod(p, m) => Step::Chmod(plain(p)?, MODES[*m] | 0o700),
             Op::Chown(p, id) if is_root() => Step::Chown(p.path(tree), *id * 500),
             Op::Setxattr(p, k, v, f) => Step::Setxattr(plain(p)?, key(*k), *v, *f),
             Op::Removexattr(p, k) => Step::Removexattr(plain(p)?, key(*k)),
