@@ -2,3 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod descriptor;
+mod model;
+mod resolve;
+mod support;
+mod union;

@@ -1,0 +1,213 @@
+//! A union, by path.
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+
+use cvmfs_union::error::Error;
+use cvmfs_union::union::Union;
+use cvmfs_union::union::api::{Attr, Caller, Ino, ROOT, RenameKind, SetAttr, SetTime, Time};
+use nix::errno::Errno;
+
+use super::fs::{Fs, Res, components, split};
+use super::xattr_list;
+
+#[derive(Debug)]
+pub struct Merged {
+    pub union: Union,
+    pub caller: Caller,
+    /// The lookups that were counted, as the kernel keeps count.
+    lookups: RefCell<Vec<Ino>>,
+}
+
+/// What a call failed with.
+pub fn ok<T>(result: Result<T, Error>) -> Res<T> {
+    result.map_err(|e| Errno::from_raw(e.errno()))
+}
+
+impl Merged {
+    pub fn new(union: Union) -> Merged {
+        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
+        Merged { union, caller: Caller { uid, gid, umask: 0 }, lookups: RefCell::default() }
+    }
+
+    /// The number of the object under a path; its lookups stay counted.
+    pub fn walk(&self, path: &str) -> Res<Ino> {
+        let mut at = ROOT;
+        for name in components(path) {
+            at = self.child(at, name)?.ino;
+        }
+        Ok(at)
+    }
+
+    fn child(&self, parent: Ino, name: &str) -> Res<Attr> {
+        match ok(self.union.lookup(parent, OsStr::new(name)))? {
+            Some(attr) => Ok(self.counted(attr)),
+            None => Err(Errno::ENOENT),
+        }
+    }
+
+    fn counted(&self, attr: Attr) -> Attr {
+        self.lookups.borrow_mut().push(attr.ino);
+        attr
+    }
+
+    /// The directory of a path, and the name in it.
+    pub fn at<'a>(&self, path: &'a str) -> Res<(Ino, &'a OsStr)> {
+        let (dir, name) = split(path)?;
+        let dir = self.walk(dir)?;
+        match ok(self.union.getattr(dir, None))?.kind {
+            cvmfs_union::union::api::Kind::Dir => Ok((dir, OsStr::new(name))),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    /// Takes all lookups back, as a kernel short of memory does.
+    pub fn forget(&self) {
+        for ino in self.lookups.take() {
+            self.union.forget(ino, 1);
+        }
+    }
+
+    pub fn setattr(&self, path: &str, set: &SetAttr) -> Res<()> {
+        let ino = self.walk(path)?;
+        ok(self.union.setattr(&self.caller, ino, None, set)).map(drop)
+    }
+
+    fn made(&self, result: Result<Attr, Error>) -> Res<()> {
+        self.counted(ok(result)?);
+        Ok(())
+    }
+}
+
+impl Fs for Merged {
+    fn stat(&self, path: &str) -> Res<Attr> {
+        let Ok((dir, name)) = split(path) else {
+            return ok(self.union.getattr(ROOT, None));
+        };
+        let seen = self.child(self.walk(dir)?, name)?;
+        let mut again = ok(self.union.getattr(seen.ino, None))?;
+        // The union's own reading of a directory counts as access.
+        again.atime = seen.atime;
+        assert_eq!(again, seen, "getattr and lookup: {path}");
+        Ok(seen)
+    }
+
+    fn names(&self, path: &str) -> Res<Vec<String>> {
+        let dir = self.walk(path)?;
+        let fh = ok(self.union.opendir(dir))?;
+        let mut found = Vec::new();
+        let listed = ok(self.union.readdir(fh, 0, &mut |e| {
+            found.push((String::from_utf8(e.name.to_vec()).unwrap(), e.ino, e.kind));
+            true
+        }));
+        self.union.releasedir(fh);
+        listed?;
+        let mut names = Vec::new();
+        for (name, ino, kind) in found.into_iter().skip(2) {
+            let attr = self.child(dir, &name)?;
+            assert_eq!((attr.ino, attr.kind), (ino, kind), "readdir and lookup: {path}/{name}");
+            names.push(name);
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn readlink(&self, path: &str) -> Res<Vec<u8>> {
+        ok(self.union.readlink(self.walk(path)?))
+    }
+
+    fn create(&self, path: &str, mode: u32) -> Res<u64> {
+        let (dir, name) = self.at(path)?;
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+        let (attr, fh) = ok(self.union.create(&self.caller, dir, name, mode, flags))?;
+        self.counted(attr);
+        Ok(fh)
+    }
+
+    fn open(&self, path: &str, flags: i32) -> Res<u64> {
+        ok(self.union.open(&self.caller, self.walk(path)?, flags))
+    }
+
+    fn pread(&self, fh: u64, offset: u64, len: usize) -> Res<Vec<u8>> {
+        ok(self.union.read(fh, offset, len))
+    }
+
+    fn pwrite(&self, fh: u64, offset: u64, data: &[u8]) -> Res<usize> {
+        ok(self.union.write(fh, offset, data, false))
+    }
+
+    fn close(&self, fh: u64) {
+        self.union.release(fh);
+    }
+
+    fn mkdir(&self, path: &str, mode: u32) -> Res<()> {
+        let (dir, name) = self.at(path)?;
+        self.made(self.union.mkdir(&self.caller, dir, name, mode))
+    }
+
+    fn symlink(&self, target: &str, path: &str) -> Res<()> {
+        let (dir, name) = self.at(path)?;
+        self.made(self.union.symlink(&self.caller, dir, name, target.as_bytes()))
+    }
+
+    fn mknod(&self, path: &str, mode: u32, rdev: u64) -> Res<()> {
+        let (dir, name) = self.at(path)?;
+        let rdev = u32::try_from(rdev).unwrap();
+        self.made(self.union.mknod(&self.caller, dir, name, mode, rdev))
+    }
+
+    fn link(&self, from: &str, to: &str) -> Res<()> {
+        let from = self.walk(from)?;
+        let (dir, name) = self.at(to)?;
+        self.made(self.union.link(from, dir, name))
+    }
+
+    fn unlink(&self, path: &str) -> Res<()> {
+        let (dir, name) = self.at(path)?;
+        ok(self.union.unlink(dir, name))
+    }
+
+    fn rmdir(&self, path: &str) -> Res<()> {
+        let (dir, name) = self.at(path)?;
+        ok(self.union.rmdir(dir, name))
+    }
+
+    fn rename(&self, from: &str, to: &str, kind: RenameKind) -> Res<()> {
+        let ((dir, name), (to_dir, to_name)) = (self.at(from)?, self.at(to)?);
+        ok(self.union.rename(dir, name, to_dir, to_name, kind))
+    }
+
+    fn chmod(&self, path: &str, mode: u32) -> Res<()> {
+        self.setattr(path, &SetAttr { mode: Some(mode), ..SetAttr::default() })
+    }
+
+    fn chown(&self, path: &str, uid: u32, gid: u32) -> Res<()> {
+        self.setattr(path, &SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() })
+    }
+
+    fn truncate(&self, path: &str, size: u64) -> Res<()> {
+        self.setattr(path, &SetAttr { size: Some(size), ..SetAttr::default() })
+    }
+
+    fn set_mtime(&self, path: &str, sec: i64) -> Res<()> {
+        let mtime = Some(SetTime::At(Time { sec, nsec: 0 }));
+        self.setattr(path, &SetAttr { mtime, ..SetAttr::default() })
+    }
+
+    fn setxattr(&self, path: &str, key: &str, value: &[u8], flags: i32) -> Res<()> {
+        let ino = self.walk(path)?;
+        ok(self.union.setxattr(&self.caller, ino, OsStr::new(key), value, flags))
+    }
+
+    fn getxattr(&self, path: &str, key: &str) -> Res<Vec<u8>> {
+        ok(self.union.getxattr(self.walk(path)?, OsStr::new(key)))
+    }
+
+    fn listxattr(&self, path: &str) -> Res<Vec<String>> {
+        ok(self.union.listxattr(self.walk(path)?)).map(|list| xattr_list(&list))
+    }
+
+    fn removexattr(&self, path: &str, key: &str) -> Res<()> {
+        ok(self.union.removexattr(self.walk(path)?, OsStr::new(key)))
+    }
+}

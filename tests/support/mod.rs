@@ -1,0 +1,171 @@
+//! Stacks of plain directories, the union of them, and comparisons of whole trees.
+
+pub mod disk;
+pub mod faults;
+pub mod fs;
+pub mod merged;
+
+use std::cell::OnceCell;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use cvmfs_union::union::Union;
+use cvmfs_union::union::api::{Durability, LowerSpec, Owner, UnionConfig, UpperSpec, Whiteouts};
+use tempfile::TempDir;
+
+pub use disk::Disk;
+pub use fs::{Fs, Tree, assert_same};
+pub use merged::{Merged, ok};
+
+/// Directories to mount as a union. When it is dropped, the lowers must be what they were.
+#[derive(Debug)]
+pub struct Stack {
+    dir: TempDir,
+    lowers: Vec<Disk>,
+    pub read_only: bool,
+    pub whiteouts: Whiteouts,
+    pub portable: bool,
+    pub owner: Owner,
+    before: OnceCell<Vec<Tree>>,
+}
+
+impl Stack {
+    /// Empty lowers and an empty upper.
+    pub fn new(lowers: usize) -> Stack {
+        let dir = temp_dir();
+        let make = |name: &str| {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            Disk::new(&dir.path().join(name))
+        };
+        make("upper");
+        make("work");
+        let lowers = (0..lowers).map(|i| make(&format!("lower{i}"))).collect();
+        Stack {
+            dir,
+            lowers,
+            read_only: false,
+            whiteouts: Whiteouts::Auto,
+            portable: false,
+            owner: Owner::Keep,
+            before: OnceCell::new(),
+        }
+    }
+
+    /// The same with a way to write deletions.
+    pub fn with(lowers: usize, whiteouts: Whiteouts) -> Stack {
+        let mut stack = Stack::new(lowers);
+        stack.whiteouts = whiteouts;
+        stack
+    }
+
+    /// 0 is the topmost.
+    pub fn lower(&self, index: usize) -> &Disk {
+        &self.lowers[index]
+    }
+
+    pub fn lowers(&self) -> &[Disk] {
+        &self.lowers
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn upper(&self) -> Disk {
+        Disk::new(&self.path("upper"))
+    }
+
+    pub fn work(&self) -> Disk {
+        Disk::new(&self.path("work"))
+    }
+
+    /// Makes the upper and the work directory empty again, and new.
+    pub fn reset(&self) {
+        for name in ["upper", "work"] {
+            std::fs::remove_dir_all(self.path(name)).unwrap();
+            std::fs::create_dir(self.path(name)).unwrap();
+        }
+    }
+
+    pub fn config(&self) -> UnionConfig {
+        let lower = |i| LowerSpec { identity: format!("layer {i}"), path: self.lower_path(i) };
+        let upper = UpperSpec { upper: self.path("upper"), work: self.path("work") };
+        UnionConfig {
+            lowers: (0..self.lowers.len()).map(lower).collect(),
+            upper: (!self.read_only).then_some(upper),
+            whiteouts: self.whiteouts,
+            portable_upper: self.portable,
+            owner: self.owner,
+            durability: Durability::Auto,
+        }
+    }
+
+    fn lower_path(&self, index: usize) -> PathBuf {
+        self.path(&format!("lower{index}"))
+    }
+
+    fn lower_trees(&self) -> Vec<Tree> {
+        self.lowers.iter().map(Fs::tree).collect()
+    }
+
+    /// The union. The lowers must not change from now on.
+    pub fn mount(&self) -> Merged {
+        self.before.get_or_init(|| self.lower_trees());
+        Merged::new(Union::new(&self.config()).unwrap())
+    }
+
+    /// The union as the next mount sees it.
+    pub fn reopen(&self, merged: Merged) -> Merged {
+        drop(merged);
+        self.mount()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if let (false, Some(before)) = (std::thread::panicking(), self.before.get()) {
+            for (i, (now, before)) in self.lower_trees().iter().zip(before).enumerate() {
+                assert_same(now, before, &format!("lower {i} has changed"));
+            }
+        }
+    }
+}
+
+/// Where the test directories lie: in `CVMFS_UNION_TEST_DIR`, or in memory if that can hold what the
+/// unions write, or among the temporary files.
+pub fn temp_dir() -> TempDir {
+    static BASE: OnceLock<PathBuf> = OnceLock::new();
+    let base = BASE.get_or_init(|| match std::env::var_os("CVMFS_UNION_TEST_DIR") {
+        Some(dir) => dir.into(),
+        None if holds_marks(Path::new("/dev/shm")) => "/dev/shm".into(),
+        None => std::env::temp_dir(),
+    });
+    tempfile::Builder::new().prefix("cvmfs-union-test").tempdir_in(base).unwrap()
+}
+
+fn holds_marks(path: &Path) -> bool {
+    let Ok(dir) = tempfile::tempdir_in(path) else { return false };
+    let disk = Disk::new(dir.path());
+    disk.mknod("whiteout", libc::S_IFCHR, 0).is_ok()
+        && disk.write("file", b"").is_ok()
+        && disk.setxattr("file", "user.test", b"y", 0).is_ok()
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// The namespace that the marks of overlayfs stand in.
+pub fn mark_space() -> &'static str {
+    if is_root() { "trusted" } else { "user" }
+}
+
+pub fn opaque_key() -> String {
+    format!("{}.overlay.opaque", mark_space())
+}
+
+/// The names of a list in which each is ended by a NUL.
+pub fn xattr_list(list: &[u8]) -> Vec<String> {
+    let names = list.split(|b| *b == 0).filter(|k| !k.is_empty());
+    names.map(|k| String::from_utf8(k.to_vec()).unwrap()).collect()
+}

@@ -1,0 +1,237 @@
+//! Copy-up: the copy shows what the original showed, and comes whole or not at all.
+
+use cvmfs_union::union::api::{Attr, Kind, SetAttr};
+
+use super::{nothing, sample};
+use crate::support::faults::{Case, Live::OldOrNew};
+use crate::support::fs::Res;
+use crate::support::{Fs, Merged, Stack, assert_same, is_root};
+
+fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
+    Case { lowers: 2, build: &sample, prepare: &nothing, act, live: OldOrNew }.check();
+}
+
+fn write(merged: &Merged, path: &str, offset: u64, data: &[u8]) -> Res<()> {
+    let fh = merged.open(path, libc::O_WRONLY)?;
+    let done = merged.pwrite(fh, offset, data);
+    merged.close(fh);
+    done.map(drop)
+}
+
+#[test]
+fn a_write_fails_at_each_call() {
+    atomic(&|m| write(m, "dir/sub/deep", 2, b"changed"));
+}
+
+#[test]
+fn a_write_to_one_of_two_names_fails_at_each_call() {
+    atomic(&|m| write(m, "second", 2, b"changed"));
+}
+
+/// To an ordinary user the kernel takes set-id bits away with the first change of the data, so that a
+/// file which has them changes in two steps.
+fn set_id() -> u32 {
+    if is_root() { 0o4711 } else { 0o711 }
+}
+
+#[test]
+fn a_truncation_fails_at_each_call() {
+    let path = if is_root() { "dir/file" } else { "dir/sub/deep" };
+    atomic(&|m| m.truncate(path, 0));
+    atomic(&|m| m.truncate(path, 5));
+}
+
+#[test]
+fn a_metadata_copy_fails_at_each_call() {
+    atomic(&|m| m.chmod("dir/file", 0o600));
+    atomic(&|m| m.set_mtime("dir/file", 1));
+}
+
+#[test]
+fn filling_a_metadata_copy_fails_at_each_call() {
+    let prepare = |m: &Merged| m.chmod("dir/file", set_id()).unwrap();
+    let act = |m: &Merged| write(m, "dir/file", 2, b"changed");
+    Case { lowers: 2, build: &sample, prepare: &prepare, act: &act, live: OldOrNew }.check();
+}
+
+#[test]
+fn a_directory_fails_at_each_call() {
+    atomic(&|m| m.chmod("dir", 0o700));
+}
+
+#[test]
+fn a_fifo_fails_at_each_call() {
+    atomic(&|m| m.chmod("fifo", 0o600));
+}
+
+#[test]
+fn a_symlink_fails_at_each_call() {
+    let (uid, gid) = if is_root() { (7, 8) } else { (nix_uid(), nix_gid()) };
+    atomic(&|m| m.chown("symlink", uid, gid));
+}
+
+fn nix_uid() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+fn nix_gid() -> u32 {
+    nix::unistd::getgid().as_raw()
+}
+
+/// What copying up must keep: all but what says where it is stored.
+fn kept(attr: Attr) -> Attr {
+    let none = attr.mtime;
+    let size = if attr.kind == Kind::Dir { 0 } else { attr.size };
+    Attr { size, blocks: 0, blksize: 0, ctime: none, atime: none, ..attr }
+}
+
+#[test]
+fn the_copy_keeps_number_times_owner_and_attributes() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    for (path, sec) in [("dir/sub/deep", 1_000_000_001), ("dir/sub", 3), ("dir", 2), ("fifo", 4)] {
+        stack.lower(1).with_mtime(path, sec);
+    }
+    if is_root() {
+        stack.lower(1).chown("dir/sub/deep", 1000, 1001).unwrap();
+    }
+    let merged = stack.mount();
+    let paths = ["dir/sub/deep", "dir/sub", "dir", "fifo", "symlink", "first", "second", "plain"];
+    let attrs = |m: &Merged| paths.map(|p| kept(m.stat(p).unwrap()));
+    let (before, tree) = (attrs(&merged), merged.tree());
+    for path in paths {
+        // To the owner that it has: a copy-up without a change.
+        let attr = merged.stat(path).unwrap();
+        merged.chown(path, attr.uid, attr.gid).unwrap();
+    }
+    assert_eq!(attrs(&merged), before);
+    assert_same(&merged.tree(), &tree, "copied up");
+    merged.forget();
+    let merged = stack.reopen(merged);
+    if is_root() {
+        // `user.` attributes, that an ordinary user's numbers are kept in, exist on files and
+        // directories only.
+        assert_eq!(attrs(&merged), before, "reopened");
+    }
+    assert_same(&merged.tree(), &tree, "reopened");
+}
+
+#[test]
+fn an_open_file_follows_its_data_up() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let reader = merged.open("plain", libc::O_RDONLY).unwrap();
+    assert_eq!(merged.pread(reader, 0, 100).unwrap(), b"plain");
+    write(&merged, "plain", 0, b"P").unwrap();
+    assert_eq!(merged.pread(reader, 0, 100).unwrap(), b"Plain");
+    merged.close(reader);
+}
+
+#[test]
+fn an_open_file_without_a_name_is_copied_up() {
+    for whiteouts in super::DIALECTS {
+        let stack = Stack::with(2, whiteouts);
+        sample(&stack);
+        let merged = stack.mount();
+        let ino = merged.walk("plain").unwrap();
+        let fh = merged.open("plain", libc::O_RDONLY).unwrap();
+        merged.unlink("plain").unwrap();
+        let set = SetAttr { mode: Some(0o600), ..Default::default() };
+        let attr = merged.union.setattr(&merged.caller, ino, Some(fh), &set).unwrap();
+        assert_eq!((attr.mode, attr.nlink, attr.size), (0o600, 0, 5));
+        assert_eq!(merged.pread(fh, 0, 100).unwrap(), b"plain");
+        let set = SetAttr { size: Some(2), ..Default::default() };
+        merged.union.setattr(&merged.caller, ino, None, &set).unwrap();
+        assert_eq!(merged.pread(fh, 0, 100).unwrap(), b"pl");
+        merged.close(fh);
+        assert!(!stack.reopen(merged).exists("plain"));
+    }
+}
+
+#[test]
+fn holes_stay_holes() {
+    let stack = Stack::new(1);
+    stack.lower(0).with_file("sparse", "head").truncate("sparse", 64 << 20).unwrap();
+    let fh = stack.lower(0).open("sparse", libc::O_WRONLY).unwrap();
+    stack.lower(0).pwrite(fh, 32 << 20, b"middle").unwrap();
+    stack.lower(0).close(fh);
+    let merged = stack.mount();
+    write(&merged, "sparse", 0, b"H").unwrap();
+    let attr = stack.upper().stat("sparse").unwrap();
+    assert_eq!(attr.size, 64 << 20);
+    assert!(attr.blocks < 1024, "{} blocks for two pieces of data", attr.blocks);
+    let fh = merged.open("sparse", libc::O_RDONLY).unwrap();
+    assert_eq!(merged.pread(fh, 0, 5).unwrap(), b"Head\0");
+    assert_eq!(merged.pread(fh, (32 << 20) - 1, 8).unwrap(), b"\0middle\0");
+    merged.close(fh);
+}
+
+#[test]
+fn a_portable_upper_holds_whole_files() {
+    let mut stack = Stack::new(2);
+    stack.portable = true;
+    sample(&stack);
+    let merged = stack.mount();
+    merged.chmod("dir/file", 0o600).unwrap();
+    assert_eq!(stack.upper().read("dir/file").unwrap(), b"of the lowest layer");
+}
+
+#[test]
+fn nothing_is_copied_up_without_an_upper() {
+    let mut stack = Stack::new(2);
+    stack.read_only = true;
+    sample(&stack);
+    let merged = stack.mount();
+    let rofs = Err(nix::errno::Errno::EROFS);
+    assert_eq!(merged.chmod("dir", 0o700), rofs);
+    assert_eq!(write(&merged, "plain", 0, b"x"), rofs);
+    assert_eq!(merged.write("new", b"x"), rofs);
+    assert_eq!(merged.unlink("plain"), rofs);
+    assert_eq!(merged.rmdir("empty"), rofs);
+    assert_eq!(merged.link("plain", "new"), rofs);
+    assert_eq!(merged.setxattr("plain", "user.x", b"", 0), rofs);
+}
+
+#[test]
+fn many_writers_copy_up_once() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let (ino, caller, union) = (merged.walk("dir/sub/deep").unwrap(), merged.caller, &merged.union);
+    std::thread::scope(|scope| {
+        for i in 0..8u8 {
+            scope.spawn(move || {
+                let fh = union.open(&caller, ino, libc::O_WRONLY).unwrap();
+                let done = union.write(fh, u64::from(i), &[b'0' + i], false);
+                union.release(fh);
+                done.unwrap()
+            });
+        }
+    });
+    assert_eq!(merged.read("dir/sub/deep").unwrap(), b"01234567n");
+}
+
+/// An ordinary user may change its own file's attributes, and yet not write or read its data.
+#[test]
+fn files_that_may_not_be_written_or_read() {
+    for whiteouts in super::DIALECTS {
+        for mode in [0o444, 0o400, 0o200, 0o000] {
+            let stack = Stack::with(2, whiteouts);
+            stack.lower(1).with_file("dir/first", "data").with_file("dir/second", "data");
+            stack.lower(1).with_mode("dir/first", mode);
+            let merged = stack.mount();
+            merged.set_mtime("dir/first", 5).unwrap_or_else(|e| panic!("{mode:o}: {e}"));
+            merged.chmod("dir/second", mode).unwrap();
+            let merged = stack.reopen(merged);
+            for path in ["dir/first", "dir/second"] {
+                let attr = merged.stat(path).unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
+                assert_eq!((attr.mode, attr.size), (mode, 4), "{path}");
+                merged.chmod(path, 0o600).unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
+                if is_root() || mode & 0o400 != 0 || path == "dir/second" {
+                    assert_eq!(merged.read(path).unwrap(), b"data");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! Listings: cookies that stay right while names come and go.
+
+use std::collections::HashSet;
+
+use cvmfs_union::union::api::{Kind, ROOT};
+
+use super::{DIALECTS, sample};
+use crate::support::{Fs, Merged, Stack};
+
+/// Up to `count` names after a cookie, and the last cookie.
+fn some(merged: &Merged, fh: u64, after: u64, count: usize) -> (Vec<String>, u64) {
+    let (mut names, mut last) = (Vec::new(), after);
+    let listed = merged.union.readdir(fh, after, &mut |entry| {
+        if names.len() == count {
+            return false;
+        }
+        names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+        last = entry.cookie;
+        true
+    });
+    listed.unwrap();
+    (names, last)
+}
+
+fn opened(merged: &Merged, path: &str) -> u64 {
+    merged.union.opendir(merged.walk(path).unwrap()).unwrap()
+}
+
+/// Half of the names in the lowers, half in the upper, some hidden.
+fn large(stack: &Stack, names: usize) -> Merged {
+    for i in 0..names / 2 {
+        stack.lower(i % 2).with_file(&format!("dir/lower{i}"), "");
+    }
+    stack.lower(1).with_file("dir/hidden", "");
+    stack.lower(0).with_wh("dir/hidden");
+    let merged = stack.mount();
+    for i in names / 2..names {
+        merged.write(&format!("dir/upper{i}"), b"").unwrap();
+    }
+    merged
+}
+
+#[test]
+fn ten_thousand_names_each_once() {
+    for whiteouts in DIALECTS {
+        let stack = Stack::with(2, whiteouts);
+        let merged = large(&stack, 10_000);
+        let fh = opened(&merged, "dir");
+        let (mut all, mut cookie) = (Vec::new(), 0);
+        loop {
+            let (names, last) = some(&merged, fh, cookie, 77);
+            if names.is_empty() {
+                break;
+            }
+            all.extend(names);
+            cookie = last;
+        }
+        assert_eq!(all.len(), 10_002);
+        assert_eq!(all[..2], [".", ".."]);
+        assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
+        merged.union.releasedir(fh);
+    }
+}
+
+#[test]
+fn removing_while_listing_misses_none() {
+    for whiteouts in DIALECTS {
+        for step in [1, 7, 64, 65] {
+            let stack = Stack::with(2, whiteouts);
+            let merged = large(&stack, 300);
+            let fh = opened(&merged, "dir");
+            let (mut removed, mut cookie) = (0, 2);
+            loop {
+                let (names, last) = some(&merged, fh, cookie, step);
+                if names.is_empty() {
+                    break;
+                }
+                for name in names {
+                    merged.unlink(&format!("dir/{name}")).unwrap();
+                    removed += 1;
+                }
+                cookie = last;
+            }
+            assert_eq!(removed, 300);
+            merged.union.releasedir(fh);
+            merged.rmdir("dir").unwrap();
+        }
+    }
+}
+
+#[test]
+fn what_stays_is_listed_once_whatever_else_happens() {
+    let stack = Stack::new(2);
+    let merged = large(&stack, 200);
+    let fh = opened(&merged, "dir");
+    let (mut seen, mut cookie) = (Vec::new(), 2);
+    for round in 0.. {
+        let (names, last) = some(&merged, fh, cookie, 10);
+        if names.is_empty() {
+            break;
+        }
+        seen.extend(names);
+        cookie = last;
+        if round < 9 {
+            // Copies up, makes, hides and removes.
+            merged.chmod(&format!("dir/lower{}", 10 + round), 0o600).unwrap();
+            merged.write(&format!("dir/made{round}"), b"").unwrap();
+            merged.unlink(&format!("dir/lower{round}")).unwrap();
+            merged.unlink(&format!("dir/upper{}", 100 + round)).unwrap();
+        }
+    }
+    for i in 9..100 {
+        let name = format!("lower{i}");
+        assert_eq!(seen.iter().filter(|n| **n == name).count(), 1, "{name}");
+    }
+    for i in 109..200 {
+        let name = format!("upper{i}");
+        assert_eq!(seen.iter().filter(|n| **n == name).count(), 1, "{name}");
+    }
+    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), seen.len(), "none twice");
+}
+
+#[test]
+fn a_cookie_can_be_used_again() {
+    let stack = Stack::new(2);
+    let merged = large(&stack, 100);
+    let fh = opened(&merged, "dir");
+    let (_, cookie) = some(&merged, fh, 0, 30);
+    let (rest, end) = some(&merged, fh, cookie, 1000);
+    assert_eq!(some(&merged, fh, cookie, 1000), (rest, end));
+    assert_eq!(some(&merged, fh, end, 1000).0, [""; 0]);
+}
+
+#[test]
+fn the_dots_name_the_directory_and_its_parent() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let dots = |path: &str| {
+        let fh = opened(&merged, path);
+        let mut dots = Vec::new();
+        let listed = merged.union.readdir(fh, 0, &mut |e| {
+            dots.push((e.name.to_vec(), e.ino, e.kind));
+            dots.len() < 2
+        });
+        listed.unwrap();
+        dots
+    };
+    let ino = |path: &str| merged.walk(path).unwrap();
+    let dot = |name: &[u8], ino| (name.to_vec(), ino, Kind::Dir);
+    assert_eq!(dots(""), [dot(b".", ROOT), dot(b"..", ROOT)]);
+    assert_eq!(dots("dir/sub"), [dot(b".", ino("dir/sub")), dot(b"..", ino("dir"))]);
+    merged.rename("dir/sub", "empty/sub", cvmfs_union::union::api::RenameKind::Replace).unwrap();
+    assert_eq!(dots("empty/sub"), [dot(b".", ino("empty/sub")), dot(b"..", ino("empty"))]);
+}
+
+#[test]
+fn readdirplus_counts_what_it_passes() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let before = merged.union.nodes();
+    let fh = opened(&merged, "");
+    let mut seen = Vec::new();
+    let listed = merged.union.readdirplus(fh, 0, &mut |entry, attr| {
+        assert_eq!((entry.ino, entry.kind), (attr.ino, attr.kind));
+        seen.push((entry.name.to_vec(), *attr));
+        true
+    });
+    listed.unwrap();
+    merged.union.releasedir(fh);
+    for (name, attr) in &seen[2..] {
+        assert_eq!(merged.union.getattr(attr.ino, None).unwrap(), *attr);
+        let name = String::from_utf8(name.clone()).unwrap();
+        assert_eq!(merged.stat(&name).unwrap(), *attr);
+        merged.union.forget(attr.ino, 1);
+    }
+    merged.forget();
+    assert_eq!(merged.union.nodes(), before);
+}
+
+#[test]
+fn readdir_counts_nothing() {
+    let stack = Stack::new(2);
+    let merged = large(&stack, 50);
+    merged.forget();
+    let before = merged.union.nodes();
+    let fh = opened(&merged, "dir");
+    assert_eq!(some(&merged, fh, 0, 1000).0.len(), 52);
+    merged.union.releasedir(fh);
+    merged.forget();
+    assert_eq!(merged.union.nodes(), before);
+}
+
+#[test]
+fn a_removed_directory_lists_nothing() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let fh = opened(&merged, "empty");
+    merged.rmdir("empty").unwrap();
+    merged.mkdir("empty", 0o755).unwrap();
+    merged.write("empty/new", b"").unwrap();
+    assert_eq!(some(&merged, fh, 0, 100).0, [""; 0]);
+}
