@@ -183,10 +183,13 @@ fn drop_privileges(caller: &Caller, node: &Node, at: &At) -> Result<()> {
         meta::fchmodat(at.fd(), &at.name, stripped(mode)).op("drop set-id bits")?;
     }
     match xattr::remove(at.fd(), &at.name, c"security.capability") {
-        Err(e) if !matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => {
-            Err(e).op("drop capabilities")
+        // Who may not remove them could not set any either.
+        Err(e)
+            if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) =>
+        {
+            Ok(())
         }
-        _ => Ok(()),
+        other => other.op("drop capabilities"),
     }
 }
 

@@ -195,9 +195,6 @@ impl Union {
             }
             other => other.op("copy up owner")?,
         }
-        if node.kind != Kind::Symlink {
-            meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
-        }
         self.copy_xattrs(lower, to)?;
         if node.ino != ROOT {
             match upper.space {
@@ -210,6 +207,10 @@ impl Union {
                     other => other?,
                 },
             }
+        }
+        // Late, as a mode may keep its owner from setting marks. An ACL that was copied agrees with it.
+        if node.kind != Kind::Symlink {
+            meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
         }
         restore_times(to, stat)
     }
@@ -364,13 +365,17 @@ impl Union {
         let from = self.place(&tree, node)?;
         name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
         let delta = node.state.read().nlink_delta - 1;
-        self.commit_copy(&tree, parent, name, temp, node)?;
+        let note = |delta: i64| match upper.space {
+            Space::None => Ok(()),
+            space => space.set(&from, Mark::Nlink, delta.to_string().as_bytes()),
+        };
+        note(delta)?;
+        if let Err(e) = self.commit_copy(&tree, parent, name, temp, node) {
+            best_effort("undo", note(delta + 1));
+            return Err(e);
+        }
         node.add_link(parent, name, true);
         node.state.write().nlink_delta = delta;
-        // Last, as a count that is too high loses nothing.
-        if upper.space != Space::None {
-            upper.space.set(&from, Mark::Nlink, delta.to_string().as_bytes())?;
-        }
         Ok(())
     }
 

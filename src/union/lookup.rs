@@ -204,6 +204,8 @@ impl Union {
         let stat = at.stat()?;
         let marks = marks::read(&at)?;
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        // A redirect names what it merges with, whatever is hidden under the name it has now.
+        let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
         let ino =
             marks.ino.or_else(|| upper.recall(stat.st_ino)).unwrap_or(stat.st_ino & !LOWER_BIT);

@@ -205,7 +205,9 @@ impl Union {
         let mut rest = None;
         let mut leaving = None;
         let device = match job.kind {
-            RenameKind::Whiteout => Some(self.prepare_device()?),
+            RenameKind::Whiteout => {
+                Some(self.prepare_device(&At { dir: a.dir.clone(), name: Vec::new() })?)
+            }
             _ => None,
         };
         if let Some(target) = target {
@@ -215,12 +217,12 @@ impl Union {
             }
         }
         match upper.style {
-            Style::Overlay => self.move_overlay(&a, &b, source, from_below)?,
+            Style::Overlay => self.move_over(&a, &b, source, from_below)?,
             Style::Wh => {
                 if from_below {
                     upper.write_wh(a.fd(), from.name)?;
                 }
-                let moved = name::renameat(a.fd(), &a.name, b.fd(), &b.name, 0).op("rename");
+                let moved = self.move_over(&a, &b, source, false);
                 if let Err(e) = moved {
                     if let Some(mut target) = rest.take() {
                         best_effort("undo", target.publish(&b, 0));
@@ -233,20 +235,31 @@ impl Union {
                 }
             }
         }
+        let leaves_device = device.is_some();
+        if let Some(mut device) = device
+            && let Err(e) = device.publish(&a, 0)
+        {
+            if target.is_some() {
+                // Too late to undo: what was replaced is gone.
+                tracing::warn!("no device is left behind by a rename: {e}");
+            } else {
+                let hidden = self.index(tree, &to.parent)?.get(to.name).is_some();
+                best_effort("undo", self.move_back(&a, &b, from, from_below, hidden));
+                return Err(e);
+            }
+        }
         if let (Some(target), Some(leaving)) = (target, leaving) {
             self.left(target, &to.parent, to.name, leaving)?;
         }
-        self.index(tree, &from.parent)?.set(from.name, None, from_below);
+        let device = leaves_device.then_some(libc::DT_CHR);
+        self.index(tree, &from.parent)?.set(from.name, device, device.is_none() && from_below);
         source.drop_link(&from.parent, from.name);
         self.moved_in(tree, source, to)?;
         if upper.wh_is_mark() {
-            upper.clear_wh(b.fd(), to.name)?;
-        }
-        if let Some(mut device) = device {
-            // The rename is done: what fails from here on must not deny it.
-            best_effort("leave a device", device.publish(&a, 0));
-            best_effort("leave a device", upper.clear_wh(a.fd(), from.name));
-            self.index(tree, &from.parent)?.set(from.name, Some(libc::DT_CHR), false);
+            best_effort("remove whiteout", upper.clear_wh(b.fd(), to.name));
+            if leaves_device {
+                best_effort("remove whiteout", upper.clear_wh(a.fd(), from.name));
+            }
         }
         Ok(rest)
     }
@@ -274,7 +287,8 @@ impl Union {
         }
     }
 
-    fn move_overlay(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
+    /// One rename, or one exchange with a whiteout; `whiteout` leaves one behind.
+    fn move_over(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
         let upper = self.upper()?;
         let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
         let at_target = meta::fstatat(b.fd(), &b.name).ok();
@@ -305,11 +319,39 @@ impl Union {
         whiteout.publish(a, flags)
     }
 
+    /// Takes a move back, to where nothing else stands.
+    fn move_back(
+        &self,
+        a: &At,
+        b: &At,
+        from: &Spot<'_>,
+        from_below: bool,
+        to_hidden: bool,
+    ) -> Result<()> {
+        let upper = self.upper()?;
+        if upper.style == Style::Wh {
+            name::renameat(b.fd(), &b.name, a.fd(), &a.name, 0).op("rename")?;
+            return if from_below { upper.clear_wh(a.fd(), from.name) } else { Ok(()) };
+        }
+        if !from_below {
+            name::mknodat(a.fd(), &a.name, libc::S_IFCHR, 0).op("make whiteout")?;
+        }
+        name::renameat(a.fd(), &a.name, b.fd(), &b.name, libc::RENAME_EXCHANGE).op("rename")?;
+        if to_hidden {
+            return Ok(());
+        }
+        name::unlinkat(b.fd(), &b.name).op("remove whiteout")
+    }
+
     /// For `RENAME_WHITEOUT` by a user: a device 0:0 that users see takes the old name.
-    fn prepare_device(&self) -> Result<Temp<'_>> {
+    fn prepare_device(&self, parent: &At) -> Result<Temp<'_>> {
         let upper = self.upper()?;
         let temp = Temp::new(upper);
         upper.write_special(&temp.place(), Kind::Char, 0)?;
+        let stat = parent.stat()?;
+        if stat.st_mode & libc::S_ISGID != 0 {
+            meta::fchownat(temp.fd(), &temp.name, None, Some(stat.st_gid)).op("chown")?;
+        }
         meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
         Ok(temp)
     }
