@@ -157,8 +157,8 @@ impl Union {
                 if keeps_data {
                     let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
                     file::ftruncate(fd.as_fd(), size).op("copy up file")?;
-                    upper.space.set(&at, Mark::Redirect, &lower.path())?;
-                    upper.space.set(&at, Mark::Metacopy, b"")?;
+                    upper.set_mark(&at, Mark::Redirect, &lower.path())?;
+                    upper.set_mark(&at, Mark::Metacopy, b"")?;
                 } else if want != Want::Empty {
                     let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
                     self.copy_data(lower, &fd, size)?;
@@ -199,7 +199,7 @@ impl Union {
         if node.ino != ROOT {
             match upper.space {
                 Space::None => upper.remember(to.stat()?.st_ino, node.ino),
-                space => match space.set(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
+                _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
                     // `user.` attributes exist on files and directories only.
                     Err(e) if e.errno() == libc::EPERM => {
                         upper.remember(to.stat()?.st_ino, node.ino);
@@ -334,7 +334,7 @@ impl Union {
     fn index_copy(&self, upper: &Upper, ino: Ino, temp: &Temp<'_>, delta: i64) -> Result<()> {
         let entry = upper.index_place(ino)?;
         if upper.space != Space::None {
-            upper.space.set(&temp.place(), Mark::Nlink, delta.to_string().as_bytes())?;
+            upper.set_mark(&temp.place(), Mark::Nlink, delta.to_string().as_bytes())?;
         }
         match name::unlinkat(entry.fd(), &entry.name) {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e).op("clean index"),
@@ -367,7 +367,7 @@ impl Union {
         let delta = node.state.read().nlink_delta - 1;
         let note = |delta: i64| match upper.space {
             Space::None => Ok(()),
-            space => space.set(&from, Mark::Nlink, delta.to_string().as_bytes()),
+            _ => upper.set_mark(&from, Mark::Nlink, delta.to_string().as_bytes()),
         };
         note(delta)?;
         if let Err(e) = self.commit_copy(&tree, parent, name, temp, node) {
@@ -412,8 +412,8 @@ impl Union {
         if let (Some(value), Want::Data) = (capability, want) {
             xattr::set(at.fd(), b"", CAPABILITY, &value, 0).op("copy up capabilities")?;
         }
-        upper.space.clear(&at, Mark::Metacopy)?;
-        upper.space.clear(&at, Mark::Redirect)?;
+        upper.clear_mark(&at, Mark::Metacopy)?;
+        upper.clear_mark(&at, Mark::Redirect)?;
         node.state.write().metacopy = false;
         node.generation.fetch_add(1, Ordering::Release);
         Ok(())

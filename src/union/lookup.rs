@@ -11,7 +11,7 @@ use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
 use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
-use super::marks::{self, Marks};
+use super::marks::Marks;
 use super::node::{Dir, Held, Index, LowerAt, Node, State};
 use super::place::{At, Tree};
 use super::upper::{Stored, Upper};
@@ -26,7 +26,7 @@ pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node
     let mut dirs = lowers.roots();
     let mut bare = false;
     if let Some(upper) = upper {
-        let marks = marks::read(&upper.root_place())?;
+        let marks = upper.marks(&upper.root_place())?;
         bare = !marks.others;
         if marks.opaque || wh_opaque(upper, &upper.root_place())? {
             dirs.clear();
@@ -202,7 +202,7 @@ impl Union {
     pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
         let upper = self.upper()?;
         let stat = at.stat()?;
-        let marks = marks::read(&at)?;
+        let marks = upper.marks(&at)?;
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
@@ -269,7 +269,7 @@ impl Union {
             let at = upper.index_place(below.ino)?;
             match meta::fstatat(at.fd(), &at.name) {
                 Ok(stat) => {
-                    let marks = marks::read(&at)?;
+                    let marks = upper.marks(&at)?;
                     let ino = below.ino;
                     let seen = Seen { ino, stat, marks, hides: false };
                     let mut node = self.upper_node(seen, Some(below));

@@ -154,7 +154,7 @@ impl Union {
                 libc::EXDEV,
                 "rename a directory of a lower, whose path is too long",
             )),
-            Some(lower) if merges => upper.space.set(&place, Mark::Redirect, &lower.path()),
+            Some(lower) if merges => upper.set_mark(&place, Mark::Redirect, &lower.path()),
             _ if onto_lower => upper.make_opaque(&place),
             _ => Ok(()),
         }

@@ -11,7 +11,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
-use super::marks::{self, Mark, Space};
+use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::At;
 use super::work::{self, Probe};
@@ -130,7 +130,7 @@ impl Upper {
     /// other marks for deletions, leaves them to the users, and says so for ever.
     fn settle_dialect(&self, portable: bool) -> Result<bool> {
         let root = self.root_place();
-        if marks::read(&root)?.dialect.as_deref() == Some(PLAIN) {
+        if self.marks(&root)?.dialect.as_deref() == Some(PLAIN) {
             if self.style == Style::Wh {
                 let why = "the upper was begun with overlay whiteouts; --whiteouts wh cannot take it over";
                 return Err(Error::new(libc::EINVAL, why));
@@ -140,7 +140,7 @@ impl Upper {
         if self.style == Style::Wh || portable || !self.is_empty()? {
             return Ok(true);
         }
-        self.space.set(&root, Mark::Dialect, PLAIN)?;
+        self.set_mark(&root, Mark::Dialect, PLAIN)?;
         Ok(false)
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::api::Kind;
 use super::copy_up::restore_times;
-use super::marks::{self, Mark, Space};
+use super::marks::{self, Mark, Marks, Space};
 use super::place::At;
 use super::upper::{Style, Upper};
 use crate::error::{Context, Result, best_effort};
@@ -63,6 +63,21 @@ impl Upper {
         self.with_rights(&[at], || at.open(flags))
     }
 
+    /// Reads the marks of an object.
+    pub fn marks(&self, at: &At) -> Result<Marks> {
+        self.with_rights(&[at], || marks::read(at))
+    }
+
+    /// Writes a mark. Where there is no place for it EOPNOTSUPP.
+    pub fn set_mark(&self, at: &At, mark: Mark, value: &[u8]) -> Result<()> {
+        self.with_rights(&[at], || self.space.set(at, mark, value))
+    }
+
+    /// Removes a mark.
+    pub fn clear_mark(&self, at: &At, mark: Mark) -> Result<()> {
+        self.with_rights(&[at], || self.space.clear(at, mark))
+    }
+
     /// Does it once more with the owner's rights on these objects, if it failed for want of them.
     pub fn with_rights<T>(&self, on: &[&At], mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
         let first = attempt();
@@ -98,7 +113,7 @@ impl Upper {
     /// Marks a directory as opaque.
     pub fn make_opaque(&self, dir: &At) -> Result<()> {
         match self.style {
-            Style::Overlay => self.space.set(dir, Mark::Opaque, b"y"),
+            Style::Overlay => self.set_mark(dir, Mark::Opaque, b"y"),
             Style::Wh => {
                 let fd = dir.open(libc::O_PATH | libc::O_DIRECTORY)?;
                 let times = dir.stat()?;
@@ -132,7 +147,7 @@ impl Upper {
     pub fn write_special(&self, at: &At, kind: Kind, rdev: u64) -> Result<()> {
         let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
         file::openat(at.fd(), &at.name, flags, 0o600).op("make device")?;
-        self.space.set(at, Mark::Special, &marks::special_value(kind, rdev))
+        self.set_mark(at, Mark::Special, &marks::special_value(kind, rdev))
     }
 }
 
