@@ -8,8 +8,10 @@ use crate::support::sys::{self, Errno};
 use crate::support::{Fixture, Scratch, System, isolated, require, require_all, text};
 
 /// What kernel overlayfs is known not to do, and why.
-const OVERLAYFS_FAILS: &[(&str, &str)] =
-    &[("link_counts_of_directories", "merged directories always have a link count of 1")];
+const OVERLAYFS_FAILS: &[(&str, &str)] = &[(
+    "link_counts_of_directories",
+    "merged directories always have a link count of 1",
+)];
 
 macro_rules! cases {
     ($($name:ident),* $(,)?) => {
@@ -82,7 +84,10 @@ fn on_overlayfs(name: &str, case: fn(&Path)) {
         return;
     }
     let known = OVERLAYFS_FAILS.iter().find(|(case, _)| *case == name);
-    match (std::panic::catch_unwind(|| mounted(System::Overlayfs, case)), known) {
+    match (
+        std::panic::catch_unwind(|| mounted(System::Overlayfs, case)),
+        known,
+    ) {
         (Ok(()), None) => {}
         (Ok(()), Some((_, reason))) => eprintln!("passes, though it was known to fail: {reason}"),
         (Err(_), Some((_, reason))) => eprintln!("known to fail: {reason}"),
@@ -120,7 +125,11 @@ fn creation_modes(dir: &Path) {
         sys::mkdir(at("d"), 0o777).unwrap();
         sys::mknod(at("p"), libc::S_IFIFO | 0o777, 0).unwrap();
         sys::symlink("x", at("l")).unwrap();
-        assert_eq!([mode(at("f")), mode(at("d")), mode(at("p"))], [expected; 3], "{mask:o}");
+        assert_eq!(
+            [mode(at("f")), mode(at("d")), mode(at("p"))],
+            [expected; 3],
+            "{mask:o}"
+        );
         assert_eq!(mode(at("l")), 0o777);
     }
     umask(0o022);
@@ -135,17 +144,32 @@ fn exclusive_and_truncating_open(dir: &Path) {
     let file = dir.join("f");
     sys::make(&file, b"content").unwrap();
     let exclusive = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
-    assert_eq!(sys::open(&file, exclusive, 0o644).err(), Some(Errno::EEXIST));
+    assert_eq!(
+        sys::open(&file, exclusive, 0o644).err(),
+        Some(Errno::EEXIST)
+    );
     sys::symlink("nowhere", dir.join("l")).unwrap();
-    assert_eq!(sys::open(dir.join("l"), exclusive, 0o644).err(), Some(Errno::EEXIST));
+    assert_eq!(
+        sys::open(dir.join("l"), exclusive, 0o644).err(),
+        Some(Errno::EEXIST)
+    );
     let fd = sys::open(&file, libc::O_RDWR | libc::O_TRUNC, 0).unwrap();
     assert_eq!(sys::fstat(&fd).unwrap().st_size, 0);
     assert_eq!(read(&file), b"");
     assert_eq!(sys::open(dir, libc::O_RDWR, 0).err(), Some(Errno::EISDIR));
-    assert_eq!(sys::open(dir.join("f/x"), libc::O_RDONLY, 0).err(), Some(Errno::ENOTDIR));
-    assert_eq!(sys::open(dir.join("no"), libc::O_RDONLY, 0).err(), Some(Errno::ENOENT));
+    assert_eq!(
+        sys::open(dir.join("f/x"), libc::O_RDONLY, 0).err(),
+        Some(Errno::ENOTDIR)
+    );
+    assert_eq!(
+        sys::open(dir.join("no"), libc::O_RDONLY, 0).err(),
+        Some(Errno::ENOENT)
+    );
     let nofollow = libc::O_RDONLY | libc::O_NOFOLLOW;
-    assert_eq!(sys::open(dir.join("l"), nofollow, 0).err(), Some(Errno::ELOOP));
+    assert_eq!(
+        sys::open(dir.join("l"), nofollow, 0).err(),
+        Some(Errno::ELOOP)
+    );
     let directory = libc::O_RDONLY | libc::O_DIRECTORY;
     assert_eq!(sys::open(&file, directory, 0).err(), Some(Errno::ENOTDIR));
 }
@@ -180,7 +204,10 @@ fn make_kind(path: &Path, kind: &str) {
 fn rename_matrix(dir: &Path) {
     for from in KINDS {
         for to in KINDS {
-            let (a, b) = (dir.join(format!("{from}-{to}")), dir.join(format!("to-{from}-{to}")));
+            let (a, b) = (
+                dir.join(format!("{from}-{to}")),
+                dir.join(format!("to-{from}-{to}")),
+            );
             make_kind(&a, from);
             make_kind(&b, to);
             let ino = sys::lstat(&a).unwrap().st_ino;
@@ -208,18 +235,31 @@ fn rename_matrix(dir: &Path) {
     assert!(dir.join("one").exists() && dir.join("two").exists());
     sys::mkdir(dir.join("outer"), 0o755).unwrap();
     let inner = dir.join("outer/inner");
-    assert_eq!(sys::rename(dir.join("outer"), &inner, 0), Err(Errno::EINVAL));
-    assert_eq!(sys::rename(dir.join("missing"), &inner, 0), Err(Errno::ENOENT));
+    assert_eq!(
+        sys::rename(dir.join("outer"), &inner, 0),
+        Err(Errno::EINVAL)
+    );
+    assert_eq!(
+        sys::rename(dir.join("missing"), &inner, 0),
+        Err(Errno::ENOENT)
+    );
 }
 
 fn rename_noreplace(dir: &Path) {
     for kind in KINDS {
-        let (a, b, c) = (dir.join(format!("a{kind}")), dir.join("b"), dir.join(format!("c{kind}")));
+        let (a, b, c) = (
+            dir.join(format!("a{kind}")),
+            dir.join("b"),
+            dir.join(format!("c{kind}")),
+        );
         make_kind(&a, kind);
         if !b.exists() {
             make_kind(&b, "file");
         }
-        assert_eq!(sys::rename(&a, &b, libc::RENAME_NOREPLACE), Err(Errno::EEXIST));
+        assert_eq!(
+            sys::rename(&a, &b, libc::RENAME_NOREPLACE),
+            Err(Errno::EEXIST)
+        );
         assert_eq!(sys::rename(&a, &c, libc::RENAME_NOREPLACE), Ok(()));
         assert_eq!(sys::lstat(&a).err(), Some(Errno::ENOENT));
     }
@@ -228,7 +268,10 @@ fn rename_noreplace(dir: &Path) {
 fn rename_exchange(dir: &Path) {
     for from in KINDS {
         for to in KINDS {
-            let (a, b) = (dir.join(format!("{from}-{to}")), dir.join(format!("to-{from}-{to}")));
+            let (a, b) = (
+                dir.join(format!("{from}-{to}")),
+                dir.join(format!("to-{from}-{to}")),
+            );
             make_kind(&a, from);
             make_kind(&b, to);
             let ino = |path: &Path| sys::lstat(path).unwrap().st_ino;
@@ -237,10 +280,17 @@ fn rename_exchange(dir: &Path) {
             assert_eq!((ino(&b), ino(&a)), before, "{from} with {to}");
         }
     }
-    let result = sys::rename(dir.join("file-file"), dir.join("none"), libc::RENAME_EXCHANGE);
+    let result = sys::rename(
+        dir.join("file-file"),
+        dir.join("none"),
+        libc::RENAME_EXCHANGE,
+    );
     assert_eq!(result, Err(Errno::ENOENT));
     let both = libc::RENAME_EXCHANGE | libc::RENAME_NOREPLACE;
-    assert_eq!(sys::rename(dir.join("file-file"), dir.join("n"), both), Err(Errno::EINVAL));
+    assert_eq!(
+        sys::rename(dir.join("file-file"), dir.join("n"), both),
+        Err(Errno::EINVAL)
+    );
 }
 
 fn rename_directories(dir: &Path) {
@@ -270,8 +320,14 @@ fn unlinked_open_file(dir: &Path) {
     sys::futimens(&fd, (1, 2), (3, 4)).unwrap();
     sys::fsetxattr(&fd, "user.x", b"y").unwrap();
     let stat = sys::fstat(&fd).unwrap();
-    assert_eq!((stat.st_ino, stat.st_nlink, stat.st_mode & 0o777), (ino, 0, 0o600));
-    assert_eq!((stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec), (12, 34, 3, 4));
+    assert_eq!(
+        (stat.st_ino, stat.st_nlink, stat.st_mode & 0o777),
+        (ino, 0, 0o600)
+    );
+    assert_eq!(
+        (stat.st_uid, stat.st_gid, stat.st_mtime, stat.st_mtime_nsec),
+        (12, 34, 3, 4)
+    );
     sys::pwrite(&fd, b"C", 0).unwrap();
     sys::ftruncate(&fd, 4).unwrap();
     assert_eq!(sys::pread(&fd, 100, 0).unwrap(), b"Cont");
@@ -305,7 +361,10 @@ fn hardlinks(dir: &Path) {
     sys::make(&a, b"content").unwrap();
     sys::link(&a, &b).unwrap();
     let (sa, sb) = (sys::stat(&a).unwrap(), sys::stat(&b).unwrap());
-    assert_eq!((sa.st_ino, sa.st_dev, sa.st_nlink), (sb.st_ino, sb.st_dev, 2));
+    assert_eq!(
+        (sa.st_ino, sa.st_dev, sa.st_nlink),
+        (sb.st_ino, sb.st_dev, 2)
+    );
     assert_eq!(sb.st_nlink, 2);
     std::fs::write(&b, b"through b").unwrap();
     assert_eq!(read(&a), b"through b");
@@ -329,7 +388,10 @@ fn link_counts_of_directories(dir: &Path) {
     sys::make(dir.join("f"), b"").unwrap();
     assert_eq!(nlink(), first + 2);
     sys::rename(dir.join("a"), dir.join("b/a"), 0).unwrap();
-    assert_eq!((nlink(), sys::stat(dir.join("b")).unwrap().st_nlink), (first + 1, 3));
+    assert_eq!(
+        (nlink(), sys::stat(dir.join("b")).unwrap().st_nlink),
+        (first + 1, 3)
+    );
     sys::rmdir(dir.join("b/a")).unwrap();
     sys::rmdir(dir.join("b")).unwrap();
     assert_eq!(nlink(), first);
@@ -345,7 +407,11 @@ fn readdir_numbers(dir: &Path) {
     for entry in entries {
         let name = text(&entry.name);
         let stat = sys::lstat(dir.join(&name)).unwrap();
-        assert_eq!(u32::from(entry.kind) << 12, stat.st_mode & libc::S_IFMT, "{name}");
+        assert_eq!(
+            u32::from(entry.kind) << 12,
+            stat.st_mode & libc::S_IFMT,
+            "{name}"
+        );
         // `..` of a mount's root may be another file system's; here it is not.
         assert_eq!(entry.ino, stat.st_ino, "{name}");
         assert_eq!(stat.st_dev, sys::stat(dir).unwrap().st_dev, "{name}");
@@ -354,7 +420,11 @@ fn readdir_numbers(dir: &Path) {
 
 fn seekdir(dir: &Path) {
     for i in 0..300 {
-        sys::make(dir.join(format!("file with a longer name, number {i}")), b"").unwrap();
+        sys::make(
+            dir.join(format!("file with a longer name, number {i}")),
+            b"",
+        )
+        .unwrap();
     }
     let mut stream = sys::Dir::open(dir).unwrap();
     let all = stream.rest().unwrap();
@@ -392,9 +462,18 @@ fn times(dir: &Path) {
     sys::make(&file, b"").unwrap();
     let got = || {
         let stat = sys::stat(&file).unwrap();
-        ((stat.st_atime, stat.st_atime_nsec), (stat.st_mtime, stat.st_mtime_nsec))
+        (
+            (stat.st_atime, stat.st_atime_nsec),
+            (stat.st_mtime, stat.st_mtime_nsec),
+        )
     };
-    for time in [(0, 0), (1, 999_999_999), (-1, 500_000_000), (-86_400, 1), (4_000_000_000, 7)] {
+    for time in [
+        (0, 0),
+        (1, 999_999_999),
+        (-1, 500_000_000),
+        (-86_400, 1),
+        (4_000_000_000, 7),
+    ] {
         sys::utimens(&file, time, (time.0, 123_456_789)).unwrap();
         assert_eq!(got(), (time, (time.0, 123_456_789)));
     }
@@ -428,8 +507,14 @@ fn sizes_and_holes(dir: &Path) {
     assert!(stat.st_blocks * 512 < mega, "{} blocks", stat.st_blocks);
     assert_eq!(sys::lseek(&fd, 0, libc::SEEK_DATA), Ok(8 * mega));
     assert_eq!(sys::lseek(&fd, 0, libc::SEEK_HOLE), Ok(0));
-    assert_eq!(sys::lseek(&fd, 8 * mega, libc::SEEK_HOLE), Ok(8 * mega + 4096));
-    assert_eq!(sys::lseek(&fd, 9 * mega, libc::SEEK_DATA), Err(Errno::ENXIO));
+    assert_eq!(
+        sys::lseek(&fd, 8 * mega, libc::SEEK_HOLE),
+        Ok(8 * mega + 4096)
+    );
+    assert_eq!(
+        sys::lseek(&fd, 9 * mega, libc::SEEK_DATA),
+        Err(Errno::ENXIO)
+    );
     sys::ftruncate(&fd, 100).unwrap();
     sys::truncate(&file, 200).unwrap();
     assert_eq!(sys::pread(&fd, 1000, 0).unwrap(), [0; 200]);
@@ -454,8 +539,16 @@ fn fallocate_modes(dir: &Path) {
         sys::fallocate(&fd, keep, 0, 1 << 20).unwrap();
         assert_eq!(sys::fstat(&fd).unwrap().st_size, 131_072);
     }
-    if !unsupported(sys::fallocate(&fd, libc::FALLOC_FL_PUNCH_HOLE | keep, 4096, 8192)) {
-        assert_eq!([block(4095), block(4096), block(12287), block(12288)], [[7], [0], [0], [7]]);
+    if !unsupported(sys::fallocate(
+        &fd,
+        libc::FALLOC_FL_PUNCH_HOLE | keep,
+        4096,
+        8192,
+    )) {
+        assert_eq!(
+            [block(4095), block(4096), block(12287), block(12288)],
+            [[7], [0], [0], [7]]
+        );
     }
     if !unsupported(sys::fallocate(&fd, libc::FALLOC_FL_ZERO_RANGE, 16384, 4096)) {
         assert_eq!([block(16383), block(16384), block(20480)], [[7], [0], [7]]);
@@ -466,7 +559,12 @@ fn fallocate_modes(dir: &Path) {
         assert_eq!([block(0), block(8191), block(8192)], [[0], [0], [7]]);
     }
     let size = sys::fstat(&fd).unwrap().st_size;
-    if !unsupported(sys::fallocate(&fd, libc::FALLOC_FL_INSERT_RANGE, 8192, 4096)) {
+    if !unsupported(sys::fallocate(
+        &fd,
+        libc::FALLOC_FL_INSERT_RANGE,
+        8192,
+        4096,
+    )) {
         assert_eq!(sys::fstat(&fd).unwrap().st_size, size + 4096);
         assert_eq!([block(8192), block(12288)], [[0], [7]]);
     }
@@ -480,13 +578,23 @@ fn xattrs(dir: &Path) {
         sys::setxattr(path, "user.a", b"1", 0).unwrap();
         sys::setxattr(path, "user.empty", b"", 0).unwrap();
         sys::setxattr(path, "trusted.b", &[0, 255], 0).unwrap();
-        assert_eq!(sys::setxattr(path, "user.a", b"2", libc::XATTR_CREATE), Err(Errno::EEXIST));
-        assert_eq!(sys::setxattr(path, "user.c", b"2", libc::XATTR_REPLACE), Err(Errno::ENODATA));
+        assert_eq!(
+            sys::setxattr(path, "user.a", b"2", libc::XATTR_CREATE),
+            Err(Errno::EEXIST)
+        );
+        assert_eq!(
+            sys::setxattr(path, "user.c", b"2", libc::XATTR_REPLACE),
+            Err(Errno::ENODATA)
+        );
         sys::setxattr(path, "user.a", b"22", libc::XATTR_REPLACE).unwrap();
         assert_eq!(sys::getxattr(path, "user.a").unwrap(), b"22");
         assert_eq!(sys::getxattr(path, "user.empty").unwrap(), b"");
         assert_eq!(sys::getxattr(path, "trusted.b").unwrap(), [0, 255]);
-        let names: Vec<_> = sys::listxattr(path).unwrap().iter().map(|name| text(name)).collect();
+        let names: Vec<_> = sys::listxattr(path)
+            .unwrap()
+            .iter()
+            .map(|name| text(name))
+            .collect();
         assert_eq!(names, ["trusted.b", "user.a", "user.empty"]);
         sys::removexattr(path, "user.a").unwrap();
         assert_eq!(sys::removexattr(path, "user.a"), Err(Errno::ENODATA));
@@ -494,7 +602,10 @@ fn xattrs(dir: &Path) {
     let user = sys::as_user(1000, 1000, || sys::setxattr(&file, "user.x", b"", 0));
     assert_eq!(user, Err(Errno::EACCES));
     sys::symlink("f", dir.join("l")).unwrap();
-    assert_eq!(sys::setxattr(dir.join("l"), "user.x", b"", 0), Err(Errno::EPERM));
+    assert_eq!(
+        sys::setxattr(dir.join("l"), "user.x", b"", 0),
+        Err(Errno::EPERM)
+    );
     sys::setxattr(dir.join("l"), "trusted.x", b"v", 0).unwrap();
     assert_eq!(sys::getxattr(dir.join("l"), "trusted.x").unwrap(), b"v");
 }
@@ -600,7 +711,10 @@ fn setuid_cleared_by_write(dir: &Path) {
         let fd = sys::open(&file, libc::O_WRONLY, 0).unwrap();
         sys::pwrite(&fd, b"x", 0).unwrap();
     });
-    assert_eq!(sys::getxattr(&file, "security.capability"), Err(Errno::ENODATA));
+    assert_eq!(
+        sys::getxattr(&file, "security.capability"),
+        Err(Errno::ENODATA)
+    );
 }
 
 fn setuid_cleared_by_chown(dir: &Path) {
@@ -611,7 +725,11 @@ fn setuid_cleared_by_chown(dir: &Path) {
     assert_eq!(mode(&file), 0o755);
     sys::chmod(&file, 0o2745).unwrap();
     sys::lchown(&file, 1000, 1001).unwrap();
-    assert_eq!(mode(&file), 0o2745, "set-gid without group execute is a lock mode");
+    assert_eq!(
+        mode(&file),
+        0o2745,
+        "set-gid without group execute is a lock mode"
+    );
     sys::chmod(dir, 0o6755).unwrap();
     sys::lchown(dir, 1000, 1000).unwrap();
     assert_eq!(mode(dir), 0o6755, "directories keep theirs");
@@ -638,7 +756,11 @@ fn setgid_directory(dir: &Path) {
         assert_eq!((stat.st_uid, stat.st_gid), (1000, 500), "{name}");
     }
     assert_eq!(mode(sub.join("d")), 0o2755);
-    assert_eq!(mode(sub.join("f")), 0o755, "no set-gid for one outside the group");
+    assert_eq!(
+        mode(sub.join("f")),
+        0o755,
+        "no set-gid for one outside the group"
+    );
 }
 
 fn sticky_directory(dir: &Path) {
@@ -649,8 +771,14 @@ fn sticky_directory(dir: &Path) {
         create(dir.join("own"), 0o644);
         assert_eq!(sys::unlink(dir.join("roots")), Err(Errno::EPERM));
         assert_eq!(sys::rmdir(dir.join("rootsdir")), Err(Errno::EPERM));
-        assert_eq!(sys::rename(dir.join("roots"), dir.join("x"), 0), Err(Errno::EPERM));
-        assert_eq!(sys::rename(dir.join("own"), dir.join("roots"), 0), Err(Errno::EPERM));
+        assert_eq!(
+            sys::rename(dir.join("roots"), dir.join("x"), 0),
+            Err(Errno::EPERM)
+        );
+        assert_eq!(
+            sys::rename(dir.join("own"), dir.join("roots"), 0),
+            Err(Errno::EPERM)
+        );
     });
     let other = sys::as_user(1001, 1001, || sys::unlink(dir.join("own")));
     assert_eq!(other, Err(Errno::EPERM));
@@ -664,13 +792,19 @@ fn permissions(dir: &Path) {
     sys::make(dir.join("closed/f"), b"").unwrap();
     sys::as_user(1000, 1000, || {
         let denied = Some(Errno::EACCES);
-        assert_eq!(sys::open(dir.join("secret"), libc::O_RDONLY, 0).err(), denied);
+        assert_eq!(
+            sys::open(dir.join("secret"), libc::O_RDONLY, 0).err(),
+            denied
+        );
         assert_eq!(sys::stat(dir.join("closed/f")).err(), denied);
         assert_eq!(sys::readdir(dir.join("closed")).err(), denied);
         assert_eq!(sys::make(dir.join("new"), b"").err(), denied);
         assert_eq!(sys::mkdir(dir.join("new"), 0o755).err(), denied);
         assert_eq!(sys::unlink(dir.join("secret")).err(), denied);
-        assert_eq!(sys::rename(dir.join("secret"), dir.join("x"), 0).err(), denied);
+        assert_eq!(
+            sys::rename(dir.join("secret"), dir.join("x"), 0).err(),
+            denied
+        );
         assert_eq!(sys::chmod(dir.join("secret"), 0o666), Err(Errno::EPERM));
     });
     sys::as_user(1000, 0, || {
@@ -683,14 +817,22 @@ fn default_acl(dir: &Path) {
         return;
     }
     let facl = |args: &[&str]| {
-        let output = Command::new("setfacl").args(args).arg(dir).output().unwrap();
+        let output = Command::new("setfacl")
+            .args(args)
+            .arg(dir)
+            .output()
+            .unwrap();
         assert!(output.status.success(), "{}", text(&output.stderr));
     };
     facl(&["-m", "d:u:1000:rwx,d:g::r-x,d:o::---"]);
     umask(0o077);
     create(dir.join("f"), 0o666);
     sys::mkdir(dir.join("d"), 0o777).unwrap();
-    assert_eq!(mode(dir.join("f")), 0o660, "the umask does not apply, the mask does");
+    assert_eq!(
+        mode(dir.join("f")),
+        0o660,
+        "the umask does not apply, the mask does"
+    );
     assert_eq!(mode(dir.join("d")), 0o770);
     sys::getxattr(dir.join("d"), "system.posix_acl_default").unwrap();
     sys::getxattr(dir.join("f"), "system.posix_acl_access").unwrap();
@@ -704,7 +846,11 @@ fn default_acl(dir: &Path) {
     sys::chmod(dir.join("f"), 0o600).unwrap();
     sys::as_user(1000, 1000, || {
         let result = sys::open(dir.join("f"), libc::O_RDONLY, 0);
-        assert_eq!(result.err(), Some(Errno::EACCES), "chmod sets the ACL's mask");
+        assert_eq!(
+            result.err(),
+            Some(Errno::EACCES),
+            "chmod sets the ACL's mask"
+        );
     });
 }
 
@@ -734,15 +880,27 @@ fn symlinks(dir: &Path) {
 fn special_files(dir: &Path) {
     let null = libc::makedev(1, 3);
     sys::mknod(dir.join("null"), libc::S_IFCHR | 0o666, null).unwrap();
-    sys::mknod(dir.join("block"), libc::S_IFBLK | 0o600, libc::makedev(7, 300)).unwrap();
+    sys::mknod(
+        dir.join("block"),
+        libc::S_IFBLK | 0o600,
+        libc::makedev(7, 300),
+    )
+    .unwrap();
     sys::mknod(dir.join("sock"), libc::S_IFSOCK | 0o600, 0).unwrap();
     sys::mknod(dir.join("file"), libc::S_IFREG | 0o640, 0).unwrap();
     let stat = sys::lstat(dir.join("null")).unwrap();
-    assert_eq!((stat.st_mode & libc::S_IFMT, stat.st_rdev), (libc::S_IFCHR, null));
-    assert_eq!(sys::lstat(dir.join("block")).unwrap().st_rdev, libc::makedev(7, 300));
+    assert_eq!(
+        (stat.st_mode & libc::S_IFMT, stat.st_rdev),
+        (libc::S_IFCHR, null)
+    );
+    assert_eq!(
+        sys::lstat(dir.join("block")).unwrap().st_rdev,
+        libc::makedev(7, 300)
+    );
     assert_eq!(mode(dir.join("file")), 0o640);
-    let result =
-        sys::as_user(1000, 1000, || sys::mknod(dir.join("n"), libc::S_IFCHR | 0o666, null));
+    let result = sys::as_user(1000, 1000, || {
+        sys::mknod(dir.join("n"), libc::S_IFCHR | 0o666, null)
+    });
     assert!(matches!(result, Err(Errno::EPERM | Errno::EACCES)));
     // A pipe works between two ends opened here.
     sys::mknod(dir.join("pipe"), libc::S_IFIFO | 0o600, 0).unwrap();
@@ -773,15 +931,33 @@ fn locks(dir: &Path) {
     };
     let fcntl = |fd: i32, command: i32, mut lock: libc::flock| {
         let result = unsafe { libc::fcntl(fd, command, &mut lock) };
-        if result < 0 { Err(Errno::last()) } else { Ok(lock) }
+        if result < 0 {
+            Err(Errno::last())
+        } else {
+            Ok(lock)
+        }
     };
     // Open-file-description locks are between descriptors.
     fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_WRLCK, 0, 4)).unwrap();
-    let conflict = fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_RDLCK, 3, 1));
+    let conflict = fcntl(
+        other.as_raw_fd(),
+        libc::F_OFD_SETLK,
+        lock(libc::F_RDLCK, 3, 1),
+    );
     assert_eq!(conflict.err(), Some(Errno::EAGAIN));
-    fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_WRLCK, 4, 1)).unwrap();
+    fcntl(
+        other.as_raw_fd(),
+        libc::F_OFD_SETLK,
+        lock(libc::F_WRLCK, 4, 1),
+    )
+    .unwrap();
     fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_UNLCK, 0, 0)).unwrap();
-    fcntl(other.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_UNLCK, 0, 0)).unwrap();
+    fcntl(
+        other.as_raw_fd(),
+        libc::F_OFD_SETLK,
+        lock(libc::F_UNLCK, 0, 0),
+    )
+    .unwrap();
     // Record locks are between processes.
     fcntl(fd.as_raw_fd(), libc::F_SETLK, lock(libc::F_WRLCK, 0, 4)).unwrap();
     let query = lock(libc::F_RDLCK, 0, 0);
@@ -811,7 +987,10 @@ fn temporary_file(dir: &Path) {
     sys::write(&fd, b"content").unwrap();
     assert_eq!(sys::fstat(&fd).unwrap().st_nlink, 0);
     assert_eq!(sys::names(dir).unwrap(), [""; 0]);
-    let (from, to) = (sys::c(format!("/proc/self/fd/{}", fd.as_raw_fd())), sys::c(dir.join("f")));
+    let (from, to) = (
+        sys::c(format!("/proc/self/fd/{}", fd.as_raw_fd())),
+        sys::c(dir.join("f")),
+    );
     let (cwd, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
     let linked = unsafe { libc::linkat(cwd, from.as_ptr(), cwd, to.as_ptr(), follow) };
     assert_eq!(linked, 0, "{}", Errno::last());
@@ -862,5 +1041,8 @@ fn many_entries(dir: &Path) {
     }
     let names = sys::names(dir).unwrap();
     assert_eq!(names.len(), 5000);
-    assert_eq!((names[0].as_str(), names[4999].as_str()), ("entry-00000", "entry-04999"));
+    assert_eq!(
+        (names[0].as_str(), names[4999].as_str()),
+        ("entry-00000", "entry-04999")
+    );
 }

@@ -87,8 +87,10 @@ impl Op {
     fn random(random: &mut Random) -> Op {
         let r = random;
         let mode = r.pick(&[0o600, 0o644, 0o755, 0o777, 0o4755, 0o2755, 0o1777]);
-        let time =
-            (r.pick(&[0, 1, -5, 1_000_000_000, 1_500_000_000]), r.pick(&[0, 1, 999_999_999]));
+        let time = (
+            r.pick(&[0, 1, -5, 1_000_000_000, 1_500_000_000]),
+            r.pick(&[0, 1, 999_999_999]),
+        );
         let size = r.pick(&[0, 1, 100, 4096, 5000, 70_000]);
         let byte = u8::try_from(r.below(256)).unwrap();
         let data = vec![byte; r.pick(&[0usize, 1, 10, 4096, 9000])];
@@ -118,11 +120,20 @@ impl Op {
                 _ => Op::Mknod(p, libc::S_IFIFO | mode & 0o777, 0),
             },
             25..=26 => Op::Chmod(p, mode),
-            27 => Op::Chown(p, r.pick(&[0, USER, 77, u32::MAX]), r.pick(&[0, USER, 77, u32::MAX])),
+            27 => Op::Chown(
+                p,
+                r.pick(&[0, USER, 77, u32::MAX]),
+                r.pick(&[0, USER, 77, u32::MAX]),
+            ),
             28 => Op::Utimens(p, time),
             29..=30 => {
                 let flags = [0, 0, libc::XATTR_CREATE, libc::XATTR_REPLACE];
-                Op::SetXattr(p, xattr, data[..data.len().min(10)].to_vec(), r.pick(&flags))
+                Op::SetXattr(
+                    p,
+                    xattr,
+                    data[..data.len().min(10)].to_vec(),
+                    r.pick(&flags),
+                )
             }
             31 => Op::RemoveXattr(p, xattr),
             32 => Op::GetXattrs(p),
@@ -157,17 +168,27 @@ type Answer = Result<String>;
 
 impl Side {
     fn new(root: PathBuf, start: i64) -> Self {
-        Side { root, held: [const { None }; SLOTS], start }
+        Side {
+            root,
+            held: [const { None }; SLOTS],
+            start,
+        }
     }
 
     fn show(&self, s: &libc::stat) -> String {
         let dir = s.st_mode & libc::S_IFMT == libc::S_IFDIR;
         let size = if dir { 0 } else { s.st_size };
         let nlink = if dir && s.st_nlink > 0 { 0 } else { s.st_nlink };
-        let mtime =
-            if s.st_mtime >= self.start { (i64::MAX, 0) } else { (s.st_mtime, s.st_mtime_nsec) };
+        let mtime = if s.st_mtime >= self.start {
+            (i64::MAX, 0)
+        } else {
+            (s.st_mtime, s.st_mtime_nsec)
+        };
         let (mode, uid, gid) = (s.st_mode, s.st_uid, s.st_gid);
-        format!("{mode:o} {uid}:{gid} nlink {nlink} size {size} rdev {} {mtime:?}", s.st_rdev)
+        format!(
+            "{mode:o} {uid}:{gid} nlink {nlink} size {size} rdev {} {mtime:?}",
+            s.st_rdev
+        )
     }
 
     fn held(&self, slot: usize) -> Result<&OwnedFd> {
@@ -179,14 +200,19 @@ impl Side {
         // Never wait for the other end of a pipe.
         let open = |path: &String, flags| sys::open(at(path), flags | libc::O_NONBLOCK, 0o644);
         let bytes = |bytes: Vec<u8>| {
-            let sum =
-                bytes.iter().fold(0u64, |sum, b| sum.wrapping_mul(31).wrapping_add((*b).into()));
+            let sum = bytes.iter().fold(0u64, |sum, b| {
+                sum.wrapping_mul(31).wrapping_add((*b).into())
+            });
             format!("{} bytes {sum:x}", bytes.len())
         };
         let regular = |path: &String, flags| {
             let fd = open(path, flags)?;
             let kind = sys::fstat(&fd)?.st_mode & libc::S_IFMT;
-            if kind == libc::S_IFREG { Ok(fd) } else { Err(Errno::EINVAL) }
+            if kind == libc::S_IFREG {
+                Ok(fd)
+            } else {
+                Err(Errno::EINVAL)
+            }
         };
         let (create, exclusive) = (libc::O_CREAT | libc::O_WRONLY, libc::O_EXCL);
         match op {
@@ -282,7 +308,11 @@ fn layer(random: &mut Random, top: bool, base: bool) -> Vec<Item> {
             }
             3..=5 if !top || files.is_empty() || !random.chance(20) => {
                 let size = random.pick(&[0usize, 5, 5000, 20_000]);
-                items.push(Item::File(p.clone(), vec![b'l'; size], random.pick(&[0o644, 0o755])));
+                items.push(Item::File(
+                    p.clone(),
+                    vec![b'l'; size],
+                    random.pick(&[0o644, 0o755]),
+                ));
                 files.push(p);
             }
             3..=5 => items.push(Item::Link(files[random.below(files.len())].clone(), p)),
@@ -358,7 +388,12 @@ fn put(root: &Path, item: &Item, plain: bool) {
 fn compare(seed: u64, when: &str, sides: &[Side; 2], log: &VecDeque<String>) -> [Tree; 2] {
     let trees = [Tree::read(&sides[0].root), Tree::read(&sides[1].root)];
     let ext = sys::stat(&sides[0].root).unwrap().st_nlink > 1;
-    let how = Compare { now: sides[0].start, dir_nlink: ext, ino: false, dir_size: false };
+    let how = Compare {
+        now: sides[0].start,
+        dir_nlink: ext,
+        ino: false,
+        dir_size: false,
+    };
     if let Some(difference) = trees[0].difference(&trees[1], how) {
         fail(seed, &format!("trees differ {when}:\n  {difference}"), log);
     }
@@ -374,14 +409,21 @@ fn fail(seed: u64, what: &str, log: &VecDeque<String>) -> ! {
 fn run(seed: u64, ops: usize, plain: &Path, other: &Path, mut remount: impl FnMut()) {
     let mut random = Random::new(seed ^ 0x5eed);
     let start = now() - 1;
-    let mut sides = [Side::new(plain.into(), start), Side::new(other.into(), start)];
+    let mut sides = [
+        Side::new(plain.into(), start),
+        Side::new(other.into(), start),
+    ];
     let mut log = VecDeque::new();
     compare(seed, "at the start", &sides, &log);
     for number in 1..=ops {
         let op = Op::random(&mut random);
         let user = random.chance(10);
         let answers = sides.each_mut().map(|side| {
-            if user { sys::as_user(USER, USER, || side.apply(&op)) } else { side.apply(&op) }
+            if user {
+                sys::as_user(USER, USER, || side.apply(&op))
+            } else {
+                side.apply(&op)
+            }
         });
         let short = format!("{op:?}");
         let short: String = short.chars().take(200).collect();
@@ -391,7 +433,11 @@ fn run(seed: u64, ops: usize, plain: &Path, other: &Path, mut remount: impl FnMu
             log.pop_front();
         }
         if answers[0] != answers[1] {
-            fail(seed, &format!("expected {:?}\nfound {:?}", answers[0], answers[1]), &log);
+            fail(
+                seed,
+                &format!("expected {:?}\nfound {:?}", answers[0], answers[1]),
+                &log,
+            );
         }
         if number % (ops / 4).max(1) == 0 {
             let [_, before] = compare(seed, "before a remount", &sides, &log);
@@ -403,7 +449,11 @@ fn run(seed: u64, ops: usize, plain: &Path, other: &Path, mut remount: impl FnMu
             for (path, node) in &before.0 {
                 if after.0[path].ino != node.ino {
                     let change = (node.ino, after.0[path].ino);
-                    fail(seed, &format!("{:?} changed its number: {change:?}", text(path)), &log);
+                    fail(
+                        seed,
+                        &format!("{:?} changed its number: {change:?}", text(path)),
+                        &log,
+                    );
                 }
             }
         } else if number % 100 == 0 {
@@ -448,15 +498,18 @@ fn plain_is_as_plain() {
 fn against_plain(seeds: impl Iterator<Item = u64>, options: &[&str]) {
     for seed in seeds {
         let mut fixture = Fixture::new("differential");
-        fixture.options.extend(options.iter().map(|o| (*o).to_owned()));
+        fixture
+            .options
+            .extend(options.iter().map(|o| (*o).to_owned()));
         let plain = fixture.scratch().join("plain");
         isolated(|| {
             sys::mkdir(&plain, 0o755).unwrap();
             let mut random = Random::new(seed);
             let count = 1 + random.below(3);
             // Topmost first, as the mount wants them; applied from the bottom.
-            let layers: Vec<_> =
-                (0..count).map(|i| layer(&mut random, i == 0, i + 1 == count)).collect();
+            let layers: Vec<_> = (0..count)
+                .map(|i| layer(&mut random, i == 0, i + 1 == count))
+                .collect();
             let dirs: Vec<_> = layers.iter().map(|_| fixture.lower()).collect();
             for (items, dir) in layers.iter().zip(&dirs).rev() {
                 for item in items {

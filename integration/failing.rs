@@ -42,7 +42,12 @@ impl Failing {
         fill_base(&fixture.lower());
         fixture.mount();
         let work = names_below(&fixture.work);
-        Some(Failing { lift: Lift(slow.faults.clone()), fixture, slow, work })
+        Some(Failing {
+            lift: Lift(slow.faults.clone()),
+            fixture,
+            slow,
+            work,
+        })
     }
 
     fn fail(&self, fault: Fault, path: &str) {
@@ -63,7 +68,11 @@ impl Failing {
 
     /// The work directory holds what a mount alone leaves there.
     fn check_work(&self) {
-        assert_eq!(names_below(&self.fixture.work), self.work, "the work directory");
+        assert_eq!(
+            names_below(&self.fixture.work),
+            self.work,
+            "the work directory"
+        );
     }
 
     /// All paths in the upper.
@@ -113,7 +122,9 @@ fn start<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> mpsc::
 }
 
 fn prompt<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
-    start(body).recv_timeout(PROMPT).unwrap_or_else(|e| panic!("{what} waits: {e}"))
+    start(body)
+        .recv_timeout(PROMPT)
+        .unwrap_or_else(|e| panic!("{what} waits: {e}"))
 }
 
 fn names(path: &Path) -> sys::Result<Vec<String>> {
@@ -132,12 +143,21 @@ fn stalled_read_stalls_nothing_else() {
     let path = f.at("d/big");
     let second = start(move || fs::read(path).unwrap());
 
-    let (big, a, b, new, dir) = (f.at("d/big"), f.at("d/a"), f.at("d/b"), f.at("d/new"), f.at("d"));
+    let (big, a, b, new, dir) = (
+        f.at("d/big"),
+        f.at("d/a"),
+        f.at("d/b"),
+        f.at("d/new"),
+        f.at("d"),
+    );
     let stat = prompt("stat of the stalled file", move || sys::stat(big).unwrap());
     assert_eq!(stat.st_size as usize, SIZE);
     assert_eq!(prompt("stat", move || sys::stat(a).unwrap().st_size), 3);
     let a = f.at("d/a");
-    assert_eq!(prompt("read", move || fs::read_to_string(a).unwrap()), "top");
+    assert_eq!(
+        prompt("read", move || fs::read_to_string(a).unwrap()),
+        "top"
+    );
     prompt("create", move || fs::write(new, "new").unwrap());
     prompt("copy-up", move || fs::write(b, "changed").unwrap());
     let (c, moved, sub) = (f.at("d/c"), f.at("d/moved"), f.at("d/sub"));
@@ -145,11 +165,17 @@ fn stalled_read_stalls_nothing_else() {
     prompt("chmod", move || sys::chmod(sub, 0o700).unwrap());
     let listed = prompt("list", move || names(&dir).unwrap());
     assert_eq!(listed, ["a", "b", "below", "big", "moved", "new", "sub"]);
-    assert!(first.try_recv().is_err() && second.try_recv().is_err(), "a stalled read ended");
+    assert!(
+        first.try_recv().is_err() && second.try_recv().is_err(),
+        "a stalled read ended"
+    );
 
     f.lift();
     for reader in [first, second] {
-        assert!(reader.recv_timeout(PATIENCE).unwrap() == content(), "other data were read");
+        assert!(
+            reader.recv_timeout(PATIENCE).unwrap() == content(),
+            "other data were read"
+        );
     }
 }
 
@@ -200,11 +226,19 @@ fn failed_lookups_are_not_absence() {
         // What is there may not be made anew, and not be taken for absent by a rename.
         let made = sys::make(f.at("d/b"), b"new");
         assert_eq!(made, Err(Errno::EIO), "{fault:?}");
-        assert_eq!(sys::rename(f.at("d/c"), f.at("d/b"), 0), Err(Errno::EIO), "{fault:?}");
+        assert_eq!(
+            sys::rename(f.at("d/c"), f.at("d/b"), 0),
+            Err(Errno::EIO),
+            "{fault:?}"
+        );
         assert_eq!(sys::lstat(f.at("d/absent")).err(), Some(Errno::ENOENT));
         f.lift();
         for path in ["d/a", "d/b", "d/c", "d/sub/x", "e/y"] {
-            assert_eq!(fs::read_to_string(f.at(path)).unwrap(), "top", "{fault:?} of {path}");
+            assert_eq!(
+                fs::read_to_string(f.at(path)).unwrap(),
+                "top",
+                "{fault:?} of {path}"
+            );
         }
     }
 }
@@ -235,12 +269,19 @@ fn failed_listings_are_not_shortened() {
         f.fail(fault, "d");
         for _ in 0..2 {
             assert_eq!(list(&f.at("d")), (Err(Errno::EIO), Vec::new()), "{fault:?}");
-            assert_eq!(sys::lstat(f.at("d/below")).err(), Some(Errno::EIO), "{fault:?}");
+            assert_eq!(
+                sys::lstat(f.at("d/below")).err(),
+                Some(Errno::EIO),
+                "{fault:?}"
+            );
             assert_eq!(sys::make(f.at("d/a"), b"new"), Err(Errno::EIO), "{fault:?}");
             assert_eq!(sys::rmdir(f.at("d")), Err(Errno::EIO), "{fault:?}");
         }
         f.lift();
-        assert_eq!(names(&f.at("d")).unwrap(), ["a", "b", "below", "big", "c", "sub"]);
+        assert_eq!(
+            names(&f.at("d")).unwrap(),
+            ["a", "b", "below", "big", "c", "sub"]
+        );
         assert_eq!(fs::read_to_string(f.at("d/a")).unwrap(), "top");
     }
 }
@@ -258,8 +299,14 @@ fn listings_do_not_lose_a_failing_entry() {
         for _ in 0..2 {
             let (end, mut seen) = list(&f.at("d"));
             seen.sort();
-            let whole = seen.iter().map(Vec::as_slice).eq(all.iter().map(|name| name.as_bytes()));
-            assert!(end == Err(Errno::EIO) || whole, "{fault:?}: {end:?} after {seen:?}");
+            let whole = seen
+                .iter()
+                .map(Vec::as_slice)
+                .eq(all.iter().map(|name| name.as_bytes()));
+            assert!(
+                end == Err(Errno::EIO) || whole,
+                "{fault:?}: {end:?} after {seen:?}"
+            );
         }
         f.lift();
         assert_eq!(names(&f.at("d")).unwrap(), all, "{fault:?}");
@@ -274,9 +321,16 @@ fn failed_reads_are_passed_on() {
         };
         f.fail(fault, "d/big");
         let read = fs::read(f.at("d/big"));
-        assert_eq!(read.err().and_then(|e| e.raw_os_error()), Some(libc::EIO), "{fault:?}");
+        assert_eq!(
+            read.err().and_then(|e| e.raw_os_error()),
+            Some(libc::EIO),
+            "{fault:?}"
+        );
         f.lift();
-        assert!(fs::read(f.at("d/big")).unwrap() == content(), "{fault:?}: the failure is kept");
+        assert!(
+            fs::read(f.at("d/big")).unwrap() == content(),
+            "{fault:?}: the failure is kept"
+        );
     }
 }
 
@@ -285,7 +339,11 @@ const BROKEN: [Fault; 3] = [Fault::Read, Fault::ReadRest, Fault::Short];
 /// Each way to change data that needs the old ones.
 fn try_to_change(f: &Failing) {
     let path = f.at("d/big");
-    for flags in [libc::O_WRONLY, libc::O_RDWR, libc::O_WRONLY | libc::O_APPEND] {
+    for flags in [
+        libc::O_WRONLY,
+        libc::O_RDWR,
+        libc::O_WRONLY | libc::O_APPEND,
+    ] {
         // The first write asks for the data, as a truncation might have come before it.
         let written = sys::open(&path, flags, 0).and_then(|fd| sys::pwrite(&fd, b"x", 5));
         assert_eq!(written.err(), Some(Errno::EIO));
@@ -303,7 +361,10 @@ fn failed_copy_ups_leave_nothing() {
         f.fail(fault, "d/big");
         try_to_change(&f);
         // The directory may be there by now; of the file there must be nothing.
-        assert_eq!(sys::lstat(f.fixture.upper.join("d/big")).err(), Some(Errno::ENOENT));
+        assert_eq!(
+            sys::lstat(f.fixture.upper.join("d/big")).err(),
+            Some(Errno::ENOENT)
+        );
         let mut left = f.upper();
         left.retain(|path| !before.contains(path) && path != b"d");
         assert_eq!(left, Vec::<Vec<u8>>::new(), "{fault:?}");
@@ -329,7 +390,10 @@ fn failed_copy_ups_of_metadata_copies() {
         f.lift();
         assert!(fs::read(f.at("d/big")).unwrap() == content(), "{fault:?}");
         f.remount();
-        assert!(fs::read(f.at("d/big")).unwrap() == content(), "{fault:?}, after a remount");
+        assert!(
+            fs::read(f.at("d/big")).unwrap() == content(),
+            "{fault:?}, after a remount"
+        );
         assert_eq!(sys::stat(f.at("d/big")).unwrap().st_mode & 0o777, 0o600);
         change_for_good(&mut f);
     }

@@ -41,7 +41,10 @@ fn exercise(fixture: &mut Fixture, file: &str, config: &str, seed: u32) {
     exercise_file(fixture.scratch(), &path, config, seed);
     let before = fs::read(&path).unwrap();
     fixture.remount();
-    assert!(fs::read(&path).unwrap() == before, "{file} is another one after the remount");
+    assert!(
+        fs::read(&path).unwrap() == before,
+        "{file} is another one after the remount"
+    );
 }
 
 fn exercise_file(scratch: &Path, path: &Path, config: &str, seed: u32) {
@@ -55,7 +58,11 @@ fn exercise_file(scratch: &Path, path: &Path, config: &str, seed: u32) {
         .arg(scratch)
         .arg(path));
     let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "fsx -S {seed}: {}\n{said}", output.status);
+    assert!(
+        output.status.success(),
+        "fsx -S {seed}: {}\n{said}",
+        output.status
+    );
 }
 
 /// A lower with a file of random-looking content, mounted.

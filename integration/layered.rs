@@ -80,7 +80,14 @@ fn whiteouts_and_opaque_directories() {
         assert_eq!(names(f.at("overlay")), ["above"]);
         assert_eq!(names(f.at("none")), ["above", "below"]);
         assert_eq!(names(f.at("replaced")), ["new"]);
-        for hidden in ["a", "b", ".wh.a", ".cvmfscatalog", "wh/.wh..wh..opq", "wh/below"] {
+        for hidden in [
+            "a",
+            "b",
+            ".wh.a",
+            ".cvmfscatalog",
+            "wh/.wh..wh..opq",
+            "wh/below",
+        ] {
             gone(f.at(hidden));
         }
         assert_eq!(read(f.at("kept")), "top");
@@ -192,7 +199,10 @@ fn attributes_copy_no_data() {
     for _ in 0..2 {
         assert!(upper_blocks(&f.upper) * 512 < 1 << 20, "data was copied");
         let stat = sys::stat(f.at("big")).unwrap();
-        assert_eq!((stat.st_uid, stat.st_mtime, stat.st_mode & 0o777), (5, 3, 0o600));
+        assert_eq!(
+            (stat.st_uid, stat.st_mtime, stat.st_mode & 0o777),
+            (5, 3, 0o600)
+        );
         assert!(fs::read(f.at("big")).unwrap() == vec![7; size]);
         f.remount();
     }
@@ -255,12 +265,21 @@ fn users_names_stay_theirs() {
     for _ in 0..2 {
         assert_eq!(names(&f.mnt), [".cvmfscatalog2", ".wh.x", "d", "x", "zero"]);
         assert_eq!(names(f.at("d")), [".wh..wh..opq", "below"]);
-        assert_eq!((read(f.at(".wh.x")), read(f.at("x"))), ("mine".into(), "lower".into()));
+        assert_eq!(
+            (read(f.at(".wh.x")), read(f.at("x"))),
+            ("mine".into(), "lower".into())
+        );
         let zero = sys::lstat(f.at("zero")).unwrap();
-        assert_eq!((zero.st_mode & libc::S_IFMT, zero.st_rdev), (libc::S_IFCHR, 0));
+        assert_eq!(
+            (zero.st_mode & libc::S_IFMT, zero.st_rdev),
+            (libc::S_IFCHR, 0)
+        );
         assert_eq!(sys::getxattr(f.at("d"), opaque).unwrap(), b"y");
         assert_eq!(sys::listxattr(f.at("d")).unwrap(), [opaque.as_bytes()]);
-        assert_eq!(sys::getxattr(f.at("x"), "user.overlay.whiteout").unwrap(), b"mine");
+        assert_eq!(
+            sys::getxattr(f.at("x"), "user.overlay.whiteout").unwrap(),
+            b"mine"
+        );
         f.remount();
     }
     sys::unlink(f.at("zero")).unwrap();
@@ -317,7 +336,11 @@ fn parents_keep_their_times() {
     for _ in 0..2 {
         for path in ["d/e", "d", ""] {
             let stat = sys::stat(f.at(path)).unwrap();
-            assert_eq!((stat.st_mtime, stat.st_mtime_nsec), (1_000_000, 5), "{path:?}");
+            assert_eq!(
+                (stat.st_mtime, stat.st_mtime_nsec),
+                (1_000_000, 5),
+                "{path:?}"
+            );
         }
         f.remount();
     }
@@ -338,7 +361,10 @@ fn implied_directories_and_link_modes() {
         return;
     };
     let stat = sys::stat(f.at("d")).unwrap();
-    assert_eq!((stat.st_uid, stat.st_gid, stat.st_mode & 0o7777), (3, 4, 0o2750));
+    assert_eq!(
+        (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777),
+        (3, 4, 0o2750)
+    );
     assert_eq!(sys::stat(&f.mnt).unwrap().st_uid, 0);
     assert_eq!(sys::lstat(f.at("l")).unwrap().st_mode & 0o7777, 0o777);
     assert_eq!(names(f.at("d")), ["f", "g"]);
@@ -413,7 +439,9 @@ fn held_directories_stay_busy() {
         return;
     };
     let held = sys::open(f.at("d/f"), libc::O_RDONLY, 0).unwrap();
-    let output = run(std::process::Command::new(crate::support::PROGRAM).arg("umount").arg(&f.mnt));
+    let output = run(std::process::Command::new(crate::support::PROGRAM)
+        .arg("umount")
+        .arg(&f.mnt));
     assert!(!output.status.success(), "a busy mount was unmounted");
     let mut byte = [0u8; 1];
     let got = unsafe { libc::read(held.as_raw_fd(), byte.as_mut_ptr().cast(), 1) };
@@ -442,7 +470,10 @@ fn thin(scratch: &Scratch, missing: bool) -> (PathBuf, PathBuf, Vec<PathBuf>) {
         fs::remove_dir_all(layers.pop().unwrap()).unwrap();
     }
     let json = scratch.path().join("thin.json");
-    let text = format!(r#"{{"version":"1.0","origin":"test","layers":[{}]}}"#, entries.join(","));
+    let text = format!(
+        r#"{{"version":"1.0","origin":"test","layers":[{}]}}"#,
+        entries.join(",")
+    );
     fs::write(&json, text).unwrap();
     (root, json, layers)
 }
@@ -467,10 +498,17 @@ fn thin_image() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         let result = std::panic::catch_unwind(|| {
             isolated(|| {
-                let expected: &[&str] =
-                    if round == 0 { &["from1", "from2", "which"] } else { &["from2", "which"] };
+                let expected: &[&str] = if round == 0 {
+                    &["from1", "from2", "which"]
+                } else {
+                    &["from2", "which"]
+                };
                 assert_eq!(names(&mnt), expected);
-                assert_eq!(read(mnt.join("which")), "2", "the last layer is the topmost");
+                assert_eq!(
+                    read(mnt.join("which")),
+                    "2",
+                    "the last layer is the topmost"
+                );
                 if round == 0 {
                     sys::unlink(mnt.join("from1")).unwrap();
                 }
@@ -504,5 +542,8 @@ fn missing_layer_is_named() {
         umount(System::Ours, &mnt).unwrap();
         panic!("an image with a missing layer was mounted");
     }
-    assert!(said.contains(&"2".repeat(64)), "the missing layer is not named: {said}");
+    assert!(
+        said.contains(&"2".repeat(64)),
+        "the missing layer is not named: {said}"
+    );
 }

@@ -39,7 +39,12 @@ fn serve(fixture: &Fixture, device: OwnedFd) -> Output {
 }
 
 fn cat_as_user(path: &Path) -> Output {
-    run(Command::new("cat").arg(path).uid(USER).gid(USER).current_dir("/").env("LC_ALL", "C"))
+    run(Command::new("cat")
+        .arg(path)
+        .uid(USER)
+        .gid(USER)
+        .current_dir("/")
+        .env("LC_ALL", "C"))
 }
 
 fn check_rights(fixture: &Fixture) {
@@ -48,7 +53,10 @@ fn check_rights(fixture: &Fixture) {
     for path in ["secret", "closed/file"] {
         let output = cat_as_user(&fixture.at(path));
         let said = text(&output.stderr);
-        assert!(!output.status.success() && output.stdout.is_empty(), "{path} was read");
+        assert!(
+            !output.status.success() && output.stdout.is_empty(),
+            "{path} was read"
+        );
         assert!(said.contains("Permission denied"), "{path}: {said}");
     }
     isolated(|| {
@@ -75,7 +83,10 @@ fn permissions_are_checked() {
         let _mounted = Mounted(fixture.mnt.clone());
         let output = serve(&fixture, device);
         assert!(output.status.success(), "{}", text(&output.stderr));
-        assert_eq!(sys::names(&fixture.mnt).unwrap(), ["closed", "public", "secret"]);
+        assert_eq!(
+            sys::names(&fixture.mnt).unwrap(),
+            ["closed", "public", "secret"]
+        );
         assert_eq!(fs::read_to_string(fixture.at("secret")).unwrap(), "secret");
         check_rights(&fixture);
         fs::write(fixture.at("secret"), "changed").unwrap();
@@ -99,5 +110,9 @@ fn other_descriptors_are_refused() {
     let null = sys::open("/dev/null", libc::O_RDWR, 0).unwrap();
     let output = serve(&fixture, null);
     assert!(!output.status.success(), "/dev/null was served");
-    assert!(text(&output.stderr).contains("/dev/fuse"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).contains("/dev/fuse"),
+        "{}",
+        text(&output.stderr)
+    );
 }

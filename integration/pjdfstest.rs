@@ -33,7 +33,10 @@ fn suite(fixture: &Fixture) {
         .env("NO_COLOR", "1")
         .current_dir("/"));
     let out = text(&output.stdout);
-    let summary = out.lines().rfind(|line| line.starts_with("Summary")).unwrap_or_default();
+    let summary = out
+        .lines()
+        .rfind(|line| line.starts_with("Summary"))
+        .unwrap_or_default();
     eprintln!("{summary}");
     let failed: Vec<_> = out.lines().filter(|line| line.contains("FAILED")).collect();
     assert!(

@@ -75,7 +75,10 @@ fn user_namespace() {
     let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{}\n{said}", output.status);
     let after = crate::support::Tree::read(&fixture.lowers[1]);
-    assert_eq!(before.difference(&after, crate::support::Compare::BYTES), None);
+    assert_eq!(
+        before.difference(&after, crate::support::Compare::BYTES),
+        None
+    );
 }
 
 const PRELUDE: &str = r#"
@@ -184,7 +187,11 @@ fn users_lower(fixture: &mut Fixture) {
 fn run_as_user(fixture: &Fixture, script: &str) -> Output {
     let program: PathBuf = fixture.scratch().join("cvmfs-union");
     // By cp: had this process it open for writing, children of other tests might hold it busy.
-    assert!(run(Command::new("cp").arg(PROGRAM).arg(&program)).status.success());
+    assert!(
+        run(Command::new("cp").arg(PROGRAM).arg(&program))
+            .status
+            .success()
+    );
     run(Command::new("sh")
         .args(["-c", &format!("{PRELUDE}{script}")])
         .uid(USER)

@@ -25,11 +25,22 @@ impl Volume {
             succeed(Command::new("mount").args(["-t", kind, kind]).arg(&dir));
         } else {
             let image = scratch.path().join("image");
-            fs::File::create(&image).unwrap().set_len(IMAGE_SIZE).unwrap();
+            fs::File::create(&image)
+                .unwrap()
+                .set_len(IMAGE_SIZE)
+                .unwrap();
             succeed(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
-            succeed(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&dir));
+            succeed(
+                Command::new("mount")
+                    .args(["-o", "loop"])
+                    .arg(&image)
+                    .arg(&dir),
+            );
         }
-        Volume { _mounted: Mounted(dir), scratch }
+        Volume {
+            _mounted: Mounted(dir),
+            scratch,
+        }
     }
 
     fn dir(&self, name: &str) -> PathBuf {
@@ -39,7 +50,11 @@ impl Volume {
 
 fn succeed(command: &mut Command) {
     let output = run(command);
-    assert!(output.status.success(), "{command:?}: {}", text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        text(&output.stderr)
+    );
 }
 
 fn file(path: impl AsRef<Path>, content: &str) {
@@ -52,10 +67,25 @@ fn read(path: impl AsRef<Path>) -> String {
 }
 
 fn fill(top: &Path, base: &Path) {
-    for path in ["edited", "deleted", "hidden", "d/f", "d/g", "d/mode", "d/.hidden"] {
+    for path in [
+        "edited",
+        "deleted",
+        "hidden",
+        "d/f",
+        "d/g",
+        "d/mode",
+        "d/.hidden",
+    ] {
         file(base.join(path), "base");
     }
-    for path in ["gone/x", "gone/sub/y", "replaced/old", "moved/m", "moved/sub/n", "opaque/o"] {
+    for path in [
+        "gone/x",
+        "gone/sub/y",
+        "replaced/old",
+        "moved/m",
+        "moved/sub/n",
+        "opaque/o",
+    ] {
         file(base.join(path), "base");
     }
     file(top.join("d/h"), "top");
@@ -95,8 +125,9 @@ fn make_marker_names(f: &Fixture) {
 
 fn check(f: &Fixture, redirects: bool) {
     let names = |path: &str| sys::names(f.at(path)).unwrap();
-    let mut root =
-        vec![".wh.mine", "created", "d", "edited", "g", "linked", "moved", "opaque", "replaced"];
+    let mut root = vec![
+        ".wh.mine", "created", "d", "edited", "g", "linked", "moved", "opaque", "replaced",
+    ];
     let mut created = vec![".wh.dir", "link", "moved", "sub"];
     let moved = if redirects { "created/moved" } else { "moved" };
     if redirects {
@@ -133,10 +164,19 @@ fn check_files(f: &Fixture) {
     }
     assert_eq!(sys::readlink(f.at("created/link")).unwrap(), b"d/f");
     let g = sys::stat(f.at("g")).unwrap();
-    assert_eq!((g.st_uid, g.st_gid, g.st_mtime, g.st_mtime_nsec), (7, 8, 1_000_000, 5));
+    assert_eq!(
+        (g.st_uid, g.st_gid, g.st_mtime, g.st_mtime_nsec),
+        (7, 8, 1_000_000, 5)
+    );
     assert_eq!(sys::stat(f.at("d/mode")).unwrap().st_mode & 0o777, 0o600);
-    let (one, other) = (sys::stat(f.at("d/f")).unwrap(), sys::stat(f.at("linked")).unwrap());
-    assert_eq!((one.st_ino, one.st_nlink, other.st_nlink), (other.st_ino, 2, 2));
+    let (one, other) = (
+        sys::stat(f.at("d/f")).unwrap(),
+        sys::stat(f.at("linked")).unwrap(),
+    );
+    assert_eq!(
+        (one.st_ino, one.st_nlink, other.st_nlink),
+        (other.st_ino, 2, 2)
+    );
     for name in ["deleted", "gone", "hidden", "link", "d/g", "replaced/old"] {
         assert_eq!(sys::lstat(f.at(name)).err(), Some(Errno::ENOENT), "{name}");
     }
@@ -144,7 +184,12 @@ fn check_files(f: &Fixture) {
 
 /// The marker names go again, and nothing else with them.
 fn remove_marker_names(f: &Fixture) {
-    for path in [".wh.mine", "d/.wh.h", "opaque/.wh..wh..opq", "replaced/.wh.new"] {
+    for path in [
+        ".wh.mine",
+        "d/.wh.h",
+        "opaque/.wh..wh..opq",
+        "replaced/.wh.new",
+    ] {
         sys::unlink(f.at(path)).unwrap();
     }
     sys::unlink(f.at("deleted")).unwrap_err();
@@ -152,7 +197,10 @@ fn remove_marker_names(f: &Fixture) {
 }
 
 fn check_removed(f: &Fixture) {
-    assert_eq!(sys::names(f.at("d")).unwrap(), [".hidden", "f", "h", "mode"]);
+    assert_eq!(
+        sys::names(f.at("d")).unwrap(),
+        [".hidden", "f", "h", "mode"]
+    );
     assert_eq!(sys::names(f.at("opaque")).unwrap(), ["o"]);
     assert_eq!(sys::names(f.at("replaced")).unwrap(), ["new"]);
     assert_eq!(read(f.at("deleted")), "again");
@@ -173,7 +221,10 @@ fn scenario(kind: &str, attributes: bool, redirects: bool, options: &[&str]) {
     make_marker_names(&f);
     check(&f, redirects);
     let before = Tree::read(&f.mnt);
-    let how = Compare { ino: attributes, ..Compare::BYTES };
+    let how = Compare {
+        ino: attributes,
+        ..Compare::BYTES
+    };
     for _ in 0..2 {
         f.remount();
         check(&f, redirects);
@@ -279,7 +330,10 @@ fn hard_links(kind: &str) {
     fs::write(f.at("two"), "changed").unwrap();
     let check = |f: &Fixture| {
         let [one, two] = ["d/one", "two"].map(|path| sys::stat(f.at(path)).unwrap());
-        assert_eq!([read(f.at("d/one")), read(f.at("two"))], ["changed", "changed"]);
+        assert_eq!(
+            [read(f.at("d/one")), read(f.at("two"))],
+            ["changed", "changed"]
+        );
         assert_eq!((one.st_ino, one.st_nlink, two.st_nlink), (two.st_ino, 2, 2));
     };
     check(&f);

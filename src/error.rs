@@ -19,7 +19,12 @@ pub struct Error {
 impl Error {
     /// An error that the union itself decided on.
     pub fn new(errno: i32, op: &'static str) -> Self {
-        Error { errno, op, path: None, layer: None }
+        Error {
+            errno,
+            op,
+            path: None,
+            layer: None,
+        }
     }
 
     /// An error of a system call; one without an errno becomes EIO.

@@ -45,7 +45,10 @@ fn url_refusal(url: &str) -> String {
 }
 
 fn paths(image: &Image, order: LayerOrder) -> Vec<PathBuf> {
-    layer_paths(image, Path::new("/cvmfs"), order).into_iter().map(|layer| layer.path).collect()
+    layer_paths(image, Path::new("/cvmfs"), order)
+        .into_iter()
+        .map(|layer| layer.path)
+        .collect()
 }
 
 fn as_paths(paths: &[&str]) -> Vec<PathBuf> {
@@ -57,7 +60,10 @@ fn version_1_0() {
     let image = parse(DOCKER2CVMFS);
     assert_eq!(image.version, "1.0");
     assert_eq!(image.min_version, None);
-    assert_eq!(image.origin.as_deref(), Some("library/debian:9@https://registry-1.docker.io/v2"));
+    assert_eq!(
+        image.origin.as_deref(),
+        Some("library/debian:9@https://registry-1.docker.io/v2")
+    );
     assert_eq!(image.comment, None);
     assert!(image.other.is_empty());
     let layers: Vec<_> = image
@@ -83,7 +89,10 @@ fn all_keys() {
     assert_eq!(image.origin.as_deref(), Some("o"));
     assert_eq!(image.comment.as_deref(), Some("c"));
     assert_eq!(image.layers, []);
-    assert_eq!(serde_json::Value::Object(image.other), json!({"made_by": {"n": 1}}));
+    assert_eq!(
+        serde_json::Value::Object(image.other),
+        json!({"made_by": {"n": 1}})
+    );
 }
 
 #[test]
@@ -92,8 +101,14 @@ fn topmost_layer_comes_first() {
     let image = parse(DUCC);
     let three = "/cvmfs/unpacked.example.org/.layers/3c/3c0d/layerfs";
     let nine = "/cvmfs/unpacked.example.org/.layers/9e/9ef1/layerfs";
-    assert_eq!(paths(&image, LayerOrder::BottomFirst), as_paths(&[nine, three]));
-    assert_eq!(paths(&image, LayerOrder::TopFirst), as_paths(&[three, nine]));
+    assert_eq!(
+        paths(&image, LayerOrder::BottomFirst),
+        as_paths(&[nine, three])
+    );
+    assert_eq!(
+        paths(&image, LayerOrder::TopFirst),
+        as_paths(&[three, nine])
+    );
 }
 
 #[test]
@@ -135,7 +150,11 @@ fn location_is_decided_per_layer_and_url_wins() {
     );
     assert_eq!(
         paths(&image, LayerOrder::TopFirst),
-        as_paths(&["/cvmfs/a.org/x", "/cvmfs/b.org/layers/22bb", "/cvmfs/b.org/z"])
+        as_paths(&[
+            "/cvmfs/a.org/x",
+            "/cvmfs/b.org/layers/22bb",
+            "/cvmfs/b.org/z"
+        ])
     );
     assert_eq!(
         serde_json::Value::Object(image.layers[0].other.clone()),
@@ -192,10 +211,22 @@ fn broken_json_names_line_and_column() {
     for (text, message) in [
         ("", "line 1, column 0: EOF while parsing a value"),
         ("thin", "line 1, column 2: expected ident"),
-        ("{\n \"version\": \"1.0\",\n \"layers\": [,]\n}", "line 3, column 13: expected value"),
-        ("{\"version\":\"1.0\",\n\"layers\":[]", "line 2, column 11: EOF while parsing an object"),
-        ("{\"version\":\"1.0\",\"layers\":[]}\n}", "line 2, column 1: trailing characters"),
-        ("{\"version\":\"1.0\",\"layers\":[],}", "line 1, column 30: trailing comma"),
+        (
+            "{\n \"version\": \"1.0\",\n \"layers\": [,]\n}",
+            "line 3, column 13: expected value",
+        ),
+        (
+            "{\"version\":\"1.0\",\n\"layers\":[]",
+            "line 2, column 11: EOF while parsing an object",
+        ),
+        (
+            "{\"version\":\"1.0\",\"layers\":[]}\n}",
+            "line 2, column 1: trailing characters",
+        ),
+        (
+            "{\"version\":\"1.0\",\"layers\":[],}",
+            "line 1, column 30: trailing comma",
+        ),
     ] {
         assert_eq!(refusal(text), message, "{text}");
     }
@@ -205,20 +236,30 @@ fn broken_json_names_line_and_column() {
 fn broken_json_has_its_place_as_numbers() {
     assert_eq!(
         Image::parse(b"{\n?"),
-        Err(DescriptorError::Syntax { line: 2, column: 1, reason: "key must be a string".into() })
+        Err(DescriptorError::Syntax {
+            line: 2,
+            column: 1,
+            reason: "key must be a string".into()
+        })
     );
 }
 
 #[test]
 fn text_that_is_not_utf_8() {
     let error = Image::parse(b"{\"version\":\"\xff\"}").unwrap_err();
-    assert_eq!(error.to_string(), "line 1, column 13: invalid unicode code point");
+    assert_eq!(
+        error.to_string(),
+        "line 1, column 13: invalid unicode code point"
+    );
 }
 
 #[test]
 fn deep_nesting_is_an_error_not_a_crash() {
     let text = "[".repeat(1_000_000);
-    assert_eq!(refusal(&text), "line 1, column 128: recursion limit exceeded");
+    assert_eq!(
+        refusal(&text),
+        "line 1, column 128: recursion limit exceeded"
+    );
 }
 
 #[test]
@@ -226,7 +267,10 @@ fn wrong_kinds() {
     for (text, message) in [
         ("[]", "expected an object, found an array"),
         ("null", "expected an object, found null"),
-        (r#"{"version":1.0,"layers":[]}"#, "version: expected a string, found a number"),
+        (
+            r#"{"version":1.0,"layers":[]}"#,
+            "version: expected a string, found a number",
+        ),
         (
             r#"{"version":"1.0","min_version":false,"layers":[]}"#,
             "min_version: expected a string, found a boolean",
@@ -239,9 +283,18 @@ fn wrong_kinds() {
             r#"{"version":"1.0","comment":[],"layers":[]}"#,
             "comment: expected a string, found an array",
         ),
-        (r#"{"version":"1.0","layers":{}}"#, "layers: expected an array, found an object"),
-        (r#"{"version":"1.0","layers":["11aa"]}"#, "layers[0]: expected an object, found a string"),
-        (r#"{"version":"1.0","layers":[null]}"#, "layers[0]: expected an object, found null"),
+        (
+            r#"{"version":"1.0","layers":{}}"#,
+            "layers: expected an array, found an object",
+        ),
+        (
+            r#"{"version":"1.0","layers":["11aa"]}"#,
+            "layers[0]: expected an object, found a string",
+        ),
+        (
+            r#"{"version":"1.0","layers":[null]}"#,
+            "layers[0]: expected an object, found null",
+        ),
     ] {
         assert_eq!(refusal(text), message, "{text}");
     }
@@ -258,9 +311,15 @@ fn wrong_kinds() {
 #[test]
 fn missing_fields() {
     assert_eq!(refusal("{}"), "version: missing");
-    assert_eq!(refusal(r#"{"version":null,"layers":[]}"#), "version: missing");
+    assert_eq!(
+        refusal(r#"{"version":null,"layers":[]}"#),
+        "version: missing"
+    );
     assert_eq!(refusal(r#"{"version":"1.0"}"#), "layers: missing");
-    assert_eq!(layer_refusal(&json!({"url": "cvmfs://a.org/x"})), "layers[1].digest: missing");
+    assert_eq!(
+        layer_refusal(&json!({"url": "cvmfs://a.org/x"})),
+        "layers[1].digest: missing"
+    );
     let no_place = "layers[1].url: missing, and there is no repo in its place";
     assert_eq!(layer_refusal(&json!({"digest": "11"})), no_place);
     assert_eq!(
@@ -287,7 +346,10 @@ fn bad_digests() {
         |digest: &str| layer_refusal(&json!({"digest": digest, "url": "cvmfs://a.org/x"}));
     assert_eq!(refusal(""), "layers[1].digest: empty");
     for digest in ["11AA", "sha256:11aa", "../11aa", "11aa ", "11ag", "é"] {
-        assert_eq!(refusal(digest), format!("layers[1].digest: {digest:?} is not lower-case hex"));
+        assert_eq!(
+            refusal(digest),
+            format!("layers[1].digest: {digest:?} is not lower-case hex")
+        );
     }
     assert_eq!(
         refusal(&"a".repeat(129)),
@@ -298,10 +360,22 @@ fn bad_digests() {
 #[test]
 fn bad_urls() {
     for (url, reason) in [
-        ("https://a.org/x", r#""https://a.org/x" does not begin with cvmfs://"#),
-        ("CVMFS://a.org/x", r#""CVMFS://a.org/x" does not begin with cvmfs://"#),
-        ("/cvmfs/a.org/x", r#""/cvmfs/a.org/x" does not begin with cvmfs://"#),
-        ("cvmfs://a.org", r#""cvmfs://a.org" has no folder after the repository"#),
+        (
+            "https://a.org/x",
+            r#""https://a.org/x" does not begin with cvmfs://"#,
+        ),
+        (
+            "CVMFS://a.org/x",
+            r#""CVMFS://a.org/x" does not begin with cvmfs://"#,
+        ),
+        (
+            "/cvmfs/a.org/x",
+            r#""/cvmfs/a.org/x" does not begin with cvmfs://"#,
+        ),
+        (
+            "cvmfs://a.org",
+            r#""cvmfs://a.org" has no folder after the repository"#,
+        ),
         ("cvmfs://a.org/", r#"folder "" has an empty component"#),
     ] {
         assert_eq!(url_refusal(url), format!("layers[1].url: {reason}"));
@@ -359,7 +433,15 @@ fn folders_cannot_leave_the_repository() {
 
 #[test]
 fn dots_and_odd_bytes_within_a_component_are_names() {
-    for folder in ["...", "..x", "x..", ".layers/a b", "%2e%2e", "x?y#z", "é\\n"] {
+    for folder in [
+        "...",
+        "..x",
+        "x..",
+        ".layers/a b",
+        "%2e%2e",
+        "x?y#z",
+        "é\\n",
+    ] {
         let url = format!("cvmfs://a.org/{folder}");
         let image =
             parse(&json!({"version": "1.0", "layers": [{"digest": "11", "url": url}]}).to_string());
@@ -375,7 +457,10 @@ fn long_values_are_cut_in_messages() {
     let url = "é".repeat(1000);
     assert_eq!(
         url_refusal(&url),
-        format!("layers[1].url: \"{}\"... does not begin with cvmfs://", "é".repeat(80))
+        format!(
+            "layers[1].url: \"{}\"... does not begin with cvmfs://",
+            "é".repeat(80)
+        )
     );
 }
 
@@ -385,13 +470,21 @@ fn size_limit() {
     text.push_str(&" ".repeat(MAX_SIZE - text.len()));
     parse(&text);
     text.push(' ');
-    assert_eq!(refusal(&text), "16777217 bytes, more than the limit of 16777216");
+    assert_eq!(
+        refusal(&text),
+        "16777217 bytes, more than the limit of 16777216"
+    );
 }
 
 #[test]
 fn layer_limit() {
     let layer = r#"{"digest":"aa","url":"cvmfs://a.org/x"}"#;
-    let text = |n| format!(r#"{{"version":"1.0","layers":[{}]}}"#, vec![layer; n].join(","));
+    let text = |n| {
+        format!(
+            r#"{{"version":"1.0","layers":[{}]}}"#,
+            vec![layer; n].join(",")
+        )
+    };
     assert_eq!(parse(&text(MAX_LAYERS)).layers.len(), MAX_LAYERS);
     assert_eq!(
         refusal(&text(MAX_LAYERS + 1)),

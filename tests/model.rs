@@ -40,10 +40,23 @@ impl Pair {
         let mut stack = Stack::with(initial.lowers(), whiteouts);
         stack.portable = portable;
         let mut script = initial.build(&stack, &disk);
-        writeln!(script, "mount {whiteouts:?}{}", if portable { " portable" } else { "" }).unwrap();
+        writeln!(
+            script,
+            "mount {whiteouts:?}{}",
+            if portable { " portable" } else { "" }
+        )
+        .unwrap();
         let (merged, tree) = (Some(stack.mount()), disk.tree());
         let files = Files::default();
-        Pair { stack, merged, _reference: reference, disk, tree, files, script }
+        Pair {
+            stack,
+            merged,
+            _reference: reference,
+            disk,
+            tree,
+            files,
+            script,
+        }
     }
 
     fn merged(&self) -> &Merged {
@@ -55,7 +68,10 @@ impl Pair {
     }
 
     fn compare(&self, what: &str) -> TestCaseResult {
-        let got = self.merged().try_tree().map_err(|e| self.fail(&format!("{what}: {e}")))?;
+        let got = self
+            .merged()
+            .try_tree()
+            .map_err(|e| self.fail(&format!("{what}: {e}")))?;
         match difference(&got, &self.tree) {
             Some(text) => Err(self.fail(&format!("{what}:\n{text}"))),
             None => Ok(()),
@@ -129,7 +145,9 @@ fn config() -> ProptestConfig {
 }
 
 fn fresh_seed() -> u64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
     u64::from(now.subsec_nanos()) ^ now.as_secs()
 }
 

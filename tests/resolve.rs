@@ -29,7 +29,13 @@ enum Says {
 /// The five answers of the rule, written in one dialect or the other.
 const FIVE: [[Says; 5]; 2] = [
     [Says::Nothing, Says::Wh, Says::File, Says::Dir, Says::DirOpq],
-    [Says::Nothing, Says::Device, Says::File, Says::Dir, Says::DirAttr],
+    [
+        Says::Nothing,
+        Says::Device,
+        Says::File,
+        Says::Dir,
+        Says::DirAttr,
+    ],
 ];
 
 /// All the ways to say something.
@@ -119,10 +125,16 @@ fn asked(merged: &Merged, name: &str) -> Merge {
         return Merge::File(number(name));
     }
     let names = merged.names(name).unwrap();
-    let layers: Vec<usize> =
-        names.iter().filter_map(|n| n.strip_prefix("layer")?.parse().ok()).collect();
+    let layers: Vec<usize> = names
+        .iter()
+        .filter_map(|n| n.strip_prefix("layer")?.parse().ok())
+        .collect();
     assert_eq!(names.len(), layers.len() + 1, "{name} shows {names:?}");
-    assert_eq!(layers.first(), Some(&number(&join(name, "same"))), "{name}: who owns `same`");
+    assert_eq!(
+        layers.first(),
+        Some(&number(&join(name, "same"))),
+        "{name}: who owns `same`"
+    );
     Merge::Dir(layers)
 }
 
@@ -148,13 +160,21 @@ fn check(answers: &[Says], layers: usize, top_is_upper: bool, within: &str) {
     let mut shown = Vec::new();
     for (name, says) in &all {
         let want = rule(says);
-        assert_eq!(asked(&merged, &join(within, name)), want, "{says:?}, the topmost first");
+        assert_eq!(
+            asked(&merged, &join(within, name)),
+            want,
+            "{says:?}, the topmost first"
+        );
         if want != Merge::None {
             shown.push(name.clone());
         }
     }
     shown.sort();
-    assert_eq!(merged.names(within).unwrap(), shown, "the names of {layers} layers");
+    assert_eq!(
+        merged.names(within).unwrap(),
+        shown,
+        "the names of {layers} layers"
+    );
 }
 
 #[test]

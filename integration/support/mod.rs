@@ -39,8 +39,10 @@ pub fn require_all(what: &[&str]) -> bool {
 
 fn have(what: &str) -> Result<(), String> {
     let runs = |program: &str, args: &[&str]| {
-        let output =
-            Command::new(program).args(args).output().map_err(|e| format!("{program}: {e}"))?;
+        let output = Command::new(program)
+            .args(args)
+            .output()
+            .map_err(|e| format!("{program}: {e}"))?;
         if output.status.success() {
             Ok(())
         } else {
@@ -60,14 +62,18 @@ fn have(what: &str) -> Result<(), String> {
         "overlayfs" => {
             let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
             let found = known.lines().any(|line| line.ends_with("\toverlay"));
-            found.then_some(()).ok_or_else(|| "the kernel has no overlayfs".into())
+            found
+                .then_some(())
+                .ok_or_else(|| "the kernel has no overlayfs".into())
         }
         "userns" => runs("unshare", &["-Urm", "true"]),
         "setfacl" => runs("setfacl", &["--version"]),
         "fusermount3" => runs("fusermount3", &["--version"]),
         "xfs" | "btrfs" => {
             let mkfs = format!("mkfs.{what}");
-            tool(&mkfs).map(drop).ok_or_else(|| format!("no {mkfs} on PATH"))
+            tool(&mkfs)
+                .map(drop)
+                .ok_or_else(|| format!("no {mkfs} on PATH"))
         }
         "loop" => fs::metadata("/dev/loop-control")
             .map(drop)
@@ -98,7 +104,10 @@ impl Scratch {
         let base =
             std::env::var_os("CVMFS_UNION_TEST_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let dir = base.join(format!("cvmfs-union-{}-{number}-{name}", std::process::id()));
+        let dir = base.join(format!(
+            "cvmfs-union-{}-{number}-{name}",
+            std::process::id()
+        ));
         fs::create_dir_all(&dir).unwrap();
         sys::chmod(&dir, 0o755).unwrap();
         Scratch(dir)
@@ -123,7 +132,10 @@ impl Drop for Scratch {
             return;
         }
         // By rm, which copes with paths longer than PATH_MAX; never across a mount left behind.
-        let rm = Command::new("rm").args(["-rf", "--one-file-system"]).arg(&self.0).status();
+        let rm = Command::new("rm")
+            .args(["-rf", "--one-file-system"])
+            .arg(&self.0)
+            .status();
         if !rm.is_ok_and(|status| status.success()) {
             eprintln!("could not remove {}", self.0.display());
         }
@@ -159,7 +171,11 @@ impl Fixture {
 
     pub fn on(system: System, name: &str) -> Self {
         let scratch = Scratch::new(name);
-        let (upper, work, mnt) = (scratch.dir("upper"), scratch.dir("work"), scratch.dir("mnt"));
+        let (upper, work, mnt) = (
+            scratch.dir("upper"),
+            scratch.dir("work"),
+            scratch.dir("mnt"),
+        );
         Fixture {
             scratch,
             system,
@@ -193,7 +209,11 @@ impl Fixture {
     pub fn mount(&mut self) {
         let output = self.try_mount();
         let (out, err) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "mount: {}\n{out}{err}", output.status);
+        assert!(
+            output.status.success(),
+            "mount: {}\n{out}{err}",
+            output.status
+        );
     }
 
     /// Mounts, whatever comes of it.
@@ -233,7 +253,11 @@ impl Fixture {
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
         }
-        command.arg("--upper").arg(&self.upper).arg("--work").arg(&self.work);
+        command
+            .arg("--upper")
+            .arg(&self.upper)
+            .arg("--work")
+            .arg(&self.work);
         command.args(&self.options);
         command
     }
@@ -274,7 +298,11 @@ impl Fixture {
 
 impl Drop for Fixture {
     fn drop(&mut self) {
-        let unmounted = if self.mounted { umount(self.system, &self.mnt) } else { Ok(()) };
+        let unmounted = if self.mounted {
+            umount(self.system, &self.mnt)
+        } else {
+            Ok(())
+        };
         let result = unmounted.and_then(|()| self.check_lowers());
         if let Err(error) = result {
             assert!(std::thread::panicking(), "{error}");
@@ -326,7 +354,11 @@ pub fn run(command: &mut Command) -> Output {
         .status()
         .unwrap_or_else(|e| panic!("{command:?}: {e}"));
     let read = |name: &str| fs::read(scratch.path().join(name)).unwrap();
-    Output { status, stdout: read("out"), stderr: read("err") }
+    Output {
+        status,
+        stdout: read("out"),
+        stderr: read("err"),
+    }
 }
 
 pub fn text(bytes: &[u8]) -> String {
@@ -388,8 +420,12 @@ pub struct Compare {
 }
 
 impl Compare {
-    pub const BYTES: Compare =
-        Compare { now: i64::MAX, dir_nlink: true, ino: true, dir_size: true };
+    pub const BYTES: Compare = Compare {
+        now: i64::MAX,
+        dir_nlink: true,
+        ino: true,
+        dir_size: true,
+    };
 }
 
 /// A whole tree, by path relative to its root (which is the empty path).
@@ -402,7 +438,10 @@ impl Tree {
         tree.add(root, Vec::new());
         let mut first: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for (path, node) in &mut tree.0 {
-            node.same_as = first.entry(node.ino).or_insert_with(|| path.clone()).clone();
+            node.same_as = first
+                .entry(node.ino)
+                .or_insert_with(|| path.clone())
+                .clone();
         }
         tree
     }
@@ -449,7 +488,12 @@ impl Tree {
             .collect();
         names.sort();
         for pair in names.windows(2) {
-            assert_ne!(pair[0], pair[1], "a name is listed twice in {}", full.display());
+            assert_ne!(
+                pair[0],
+                pair[1],
+                "a name is listed twice in {}",
+                full.display()
+            );
         }
         for name in names {
             let mut below = relative.clone();
@@ -464,7 +508,11 @@ impl Tree {
     /// The first differences, if there are any.
     pub fn difference(&self, other: &Tree, how: Compare) -> Option<String> {
         let mut said = Vec::new();
-        for path in self.0.keys().chain(other.0.keys().filter(|p| !self.0.contains_key(*p))) {
+        for path in self
+            .0
+            .keys()
+            .chain(other.0.keys().filter(|p| !self.0.contains_key(*p)))
+        {
             let name = text(path);
             match (self.0.get(path), other.0.get(path)) {
                 (Some(_), None) => said.push(format!("{name:?} is missing")),
@@ -517,6 +565,8 @@ pub fn isolated<T: Send>(body: impl FnOnce() -> T + Send) -> T {
             unsafe { libc::umask(0o022) };
             body()
         });
-        thread.join().unwrap_or_else(|cause| std::panic::resume_unwind(cause))
+        thread
+            .join()
+            .unwrap_or_else(|cause| std::panic::resume_unwind(cause))
     })
 }

@@ -71,8 +71,10 @@ impl Faults {
 
     /// Waits until a read stalls.
     pub fn wait_for_stall(&self) {
-        let (state, timeout) =
-            self.changed.wait_timeout_while(self.lock(), PATIENCE, |s| s.stalled == 0).unwrap();
+        let (state, timeout) = self
+            .changed
+            .wait_timeout_while(self.lock(), PATIENCE, |s| s.stalled == 0)
+            .unwrap();
         drop(state);
         assert!(!timeout.timed_out(), "nothing was read");
     }
@@ -86,13 +88,18 @@ impl Faults {
         state.stalled += 1;
         self.changed.notify_all();
         let key = (Fault::Stall, path.to_owned());
-        let mut state = self.changed.wait_while(state, |s| s.set.contains(&key)).unwrap();
+        let mut state = self
+            .changed
+            .wait_while(state, |s| s.set.contains(&key))
+            .unwrap();
         state.stalled -= 1;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // A test that fails poisons nothing that the clean-up needs.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -112,7 +119,11 @@ impl SlowFs {
         fill(&source);
         let faults = Arc::<Faults>::default();
         let nodes = Mutex::new(vec![PathBuf::new()]);
-        let fs = Mirror { source, nodes, faults: faults.clone() };
+        let fs = Mirror {
+            source,
+            nodes,
+            faults: faults.clone(),
+        };
         let device = mount_fuse(&mnt, ",allow_other,default_permissions");
         let mounted = Mounted(mnt);
         let config = fuser::Config::default();
@@ -122,7 +133,11 @@ impl SlowFs {
                 eprintln!("slow file system: {e}");
             }
         });
-        SlowFs { faults, mounted, _scratch: scratch }
+        SlowFs {
+            faults,
+            mounted,
+            _scratch: scratch,
+        }
     }
 
     /// The mountpoint.
@@ -151,10 +166,13 @@ impl Mirror {
 
     fn ino(&self, path: &Path) -> INodeNo {
         let mut nodes = self.nodes.lock().unwrap();
-        let at = nodes.iter().position(|known| known == path).unwrap_or_else(|| {
-            nodes.push(path.to_owned());
-            nodes.len() - 1
-        });
+        let at = nodes
+            .iter()
+            .position(|known| known == path)
+            .unwrap_or_else(|| {
+                nodes.push(path.to_owned());
+                nodes.len() - 1
+            });
         INodeNo(at as u64 + 1)
     }
 
@@ -299,7 +317,11 @@ impl Filesystem for Mirror {
             Ok(entries) => entries,
             Err(errno) => return reply.error(errno),
         };
-        let most = if broken { NAMES_BEFORE_FAILURE } else { entries.len() };
+        let most = if broken {
+            NAMES_BEFORE_FAILURE
+        } else {
+            entries.len()
+        };
         for (i, (ino, kind, name)) in entries.iter().enumerate().take(most).skip(offset as usize) {
             if reply.add(*ino, i as u64 + 1, *kind, name) {
                 break;

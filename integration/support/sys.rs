@@ -14,7 +14,11 @@ pub fn c(path: impl AsRef<OsStr>) -> CString {
 }
 
 fn ok(result: libc::c_int) -> Result<()> {
-    if result < 0 { Err(Errno::last()) } else { Ok(()) }
+    if result < 0 {
+        Err(Errno::last())
+    } else {
+        Ok(())
+    }
 }
 
 fn count(result: isize) -> Result<usize> {
@@ -129,7 +133,10 @@ pub fn fchown(fd: &impl AsRawFd, uid: u32, gid: u32) -> Result<()> {
 }
 
 fn spec((sec, nsec): (i64, i64)) -> libc::timespec {
-    libc::timespec { tv_sec: sec, tv_nsec: nsec }
+    libc::timespec {
+        tv_sec: sec,
+        tv_nsec: nsec,
+    }
 }
 
 /// Sets atime and mtime, of a symlink itself.
@@ -214,8 +221,11 @@ pub fn listxattr(path: impl AsRef<Path>) -> Result<Vec<Vec<u8>>> {
     let mut buffer = vec![0u8; 65536];
     let data = buffer.as_mut_ptr().cast();
     let got = count(unsafe { libc::llistxattr(path.as_ptr(), data, buffer.len()) })?;
-    let mut names: Vec<_> =
-        buffer[..got].split(|b| *b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
+    let mut names: Vec<_> = buffer[..got]
+        .split(|b| *b == 0)
+        .filter(|n| !n.is_empty())
+        .map(<[u8]>::to_vec)
+        .collect();
     names.sort();
     Ok(names)
 }
@@ -240,7 +250,11 @@ impl Dir {
     pub fn open(path: impl AsRef<Path>) -> Result<Dir> {
         let path = c(path.as_ref());
         let dir = unsafe { libc::opendir(path.as_ptr()) };
-        if dir.is_null() { Err(Errno::last()) } else { Ok(Dir(dir)) }
+        if dir.is_null() {
+            Err(Errno::last())
+        } else {
+            Ok(Dir(dir))
+        }
     }
 
     pub fn next(&mut self) -> Result<Option<Entry>> {
@@ -248,7 +262,11 @@ impl Dir {
         let entry = unsafe { libc::readdir(self.0) };
         if entry.is_null() {
             let errno = Errno::last_raw();
-            return if errno == 0 { Ok(None) } else { Err(Errno::from_raw(errno)) };
+            return if errno == 0 {
+                Ok(None)
+            } else {
+                Err(Errno::from_raw(errno))
+            };
         }
         let entry = unsafe { &*entry };
         let name = unsafe { CStr::from_ptr(entry.d_name.as_ptr()) };
@@ -319,7 +337,11 @@ impl Map {
     pub fn new(fd: &impl AsRawFd, size: usize, protection: i32, flags: i32) -> Result<Map> {
         let none = std::ptr::null_mut();
         let at = unsafe { libc::mmap(none, size, protection, flags, fd.as_raw_fd(), 0) };
-        if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(Map(at.cast(), size)) }
+        if at == libc::MAP_FAILED {
+            Err(Errno::last())
+        } else {
+            Ok(Map(at.cast(), size))
+        }
     }
 
     pub fn get(&self, at: usize) -> u8 {

@@ -1,7 +1,7 @@
 #!/bin/bash
 # The main job of the demonstration, run by chroot inside the merged root: programs that people really use.
 set -euo pipefail
-export HOME=/srv/work LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
+export HOME=/srv/demo LC_ALL=C PATH=/usr/sbin:/usr/bin:/sbin:/bin DEBIAN_FRONTEND=noninteractive
 step() { printf -- '-- %s\n' "$*"; }
 
 step 'sh: deleted files are gone, later layers show'
@@ -17,10 +17,10 @@ step 'python3 with numpy'
 python3 -c 'import numpy; a = numpy.arange(9).reshape(3, 3); print("trace of a a^T:", (a @ a.T).trace())'
 
 step 'C: compile, link, run'
-mkdir -p /srv/work
-printf '#include <stdio.h>\nint main(void) { puts("compiled inside the mount"); return 0; }\n' >/srv/work/hello.c
-gcc -O2 -Wall -o /srv/work/hello /srv/work/hello.c
-/srv/work/hello
+mkdir -p /srv/demo
+printf '#include <stdio.h>\nint main(void) { puts("compiled inside the mount"); return 0; }\n' >/srv/demo/hello.c
+gcc -O2 -Wall -o /srv/demo/hello /srv/demo/hello.c
+/srv/demo/hello
 
 step 'dpkg: build, install, list a package'
 package=$(mktemp -d /tmp/package.XXXXXX)
@@ -44,8 +44,8 @@ if [ "${1:-}" = apt ]; then
 fi
 
 step 'git: init, add, commit, log'
-git init -q -b main /srv/work/repository
-cd /srv/work/repository
+git init -q -b main /srv/demo/repository
+cd /srv/demo/repository
 git config user.name Demo && git config user.email demo@example.org
 for n in 1 2 3; do
     echo "line $n" >>notes

@@ -39,18 +39,32 @@ pub fn run(args: &Args) -> Outcome<()> {
         .into_iter()
         .map(|layer| {
             let problem = layer.problem();
-            let dialect = if problem.is_none() { dialect_of(&layer.path) } else { "unknown" };
-            Row { digest: layer.identity, path: layer.path, dialect, problem }
+            let dialect = if problem.is_none() {
+                dialect_of(&layer.path)
+            } else {
+                "unknown"
+            };
+            Row {
+                digest: layer.identity,
+                path: layer.path,
+                dialect,
+                problem,
+            }
         })
         .collect();
     let text = if args.json {
         let layers: Vec<_> = rows.iter().map(Row::json).collect();
         let (version, origin) = (&image.version, &image.origin);
-        format!("{:#}\n", json!({ "version": version, "origin": origin, "layers": layers }))
+        format!(
+            "{:#}\n",
+            json!({ "version": version, "origin": origin, "layers": layers })
+        )
     } else {
         table(&rows)
     };
-    io::stdout().write_all(text.as_bytes()).or_fail(Code::Failure, "standard output")?;
+    io::stdout()
+        .write_all(text.as_bytes())
+        .or_fail(Code::Failure, "standard output")?;
     match rows.iter().filter(|row| row.problem.is_some()).count() {
         0 => Ok(()),
         n => {
@@ -73,7 +87,10 @@ impl Row {
 }
 
 fn table(rows: &[Row]) -> String {
-    let width = rows.iter().map(|row| row.digest.len()).fold("DIGEST".len(), usize::max);
+    let width = rows
+        .iter()
+        .map(|row| row.digest.len())
+        .fold("DIGEST".len(), usize::max);
     let mut text = format!("{:<width$}  {:<8}  PATH\n", "DIGEST", "DIALECT");
     for row in rows {
         text.push_str(&format!("{:<width$}  {:<8}  ", row.digest, row.dialect));

@@ -63,7 +63,11 @@ pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
                 Ok(path) => path,
                 Err(_) => std::path::absolute(dir).or_fail(Code::Usage, dir.display())?,
             };
-            Ok(Layer { identity: path.display().to_string(), path, home: None })
+            Ok(Layer {
+                identity: path.display().to_string(),
+                path,
+                home: None,
+            })
         })
         .collect()
 }
@@ -72,18 +76,32 @@ pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
 pub fn check_all(layers: &[Layer]) -> Outcome<()> {
     let broken: Vec<String> = layers
         .iter()
-        .filter_map(|layer| layer.problem().map(|why| format!("  {}: {why}", layer.name())))
+        .filter_map(|layer| {
+            layer
+                .problem()
+                .map(|why| format!("  {}: {why}", layer.name()))
+        })
         .collect();
     if broken.is_empty() {
         return Ok(());
     }
-    let head = format!("{} of {} layers cannot be used:", broken.len(), layers.len());
-    Err(Failure::new(Code::Layer, format!("{head}\n{}", broken.join("\n"))))
+    let head = format!(
+        "{} of {} layers cannot be used:",
+        broken.len(),
+        layers.len()
+    );
+    Err(Failure::new(
+        Code::Layer,
+        format!("{head}\n{}", broken.join("\n")),
+    ))
 }
 
 impl Layer {
     pub fn spec(&self) -> LowerSpec {
-        LowerSpec { identity: self.identity.clone(), path: self.path.clone() }
+        LowerSpec {
+            identity: self.identity.clone(),
+            path: self.path.clone(),
+        }
     }
 
     fn name(&self) -> String {
@@ -152,7 +170,10 @@ fn absent(root: &Path, repository: &str) -> String {
         Err(e) => return format!("{}: {e}", home.display()),
     };
     if entries.next().is_none() {
-        return format!("repository {repository} is not mounted: {} is empty", home.display());
+        return format!(
+            "repository {repository} is not mounted: {} is empty",
+            home.display()
+        );
     }
     format!("repository {repository} has no such layer; it was collected or never published")
 }

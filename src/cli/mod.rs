@@ -55,7 +55,10 @@ type Outcome<T> = Result<T, Failure>;
 
 impl Failure {
     fn new(code: Code, message: impl Into<String>) -> Self {
-        Failure { code: code as u8, message: message.into() }
+        Failure {
+            code: code as u8,
+            message: message.into(),
+        }
     }
 }
 

@@ -33,8 +33,10 @@ const EXIT_PATIENCE: Duration = Duration::from_millis(300);
 
 /// Mounts the merged root of a thin image, or of a stack of directories.
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "cvmfs-union mount [OPTIONS] <THIN_JSON> <MOUNTPOINT>\n       \
-                            cvmfs-union mount --lower DIR [--lower DIR]... [OPTIONS] <MOUNTPOINT>")]
+#[command(
+    override_usage = "cvmfs-union mount [OPTIONS] <THIN_JSON> <MOUNTPOINT>\n       \
+                            cvmfs-union mount --lower DIR [--lower DIR]... [OPTIONS] <MOUNTPOINT>"
+)]
 pub struct Args {
     /// The descriptor (not with --lower) and the mountpoint, a directory or /dev/fd/N
     #[arg(required = true, num_args = 1..=2, value_names = ["THIN_JSON", "MOUNTPOINT"])]
@@ -97,7 +99,10 @@ struct Job {
 }
 
 pub fn run(args: Args) -> Outcome<()> {
-    tracing_subscriber::fmt().with_max_level(args.log).with_writer(io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_max_level(args.log)
+        .with_writer(io::stderr)
+        .init();
     let foreground = args.foreground;
     let job = Job::check(args)?;
     if foreground {
@@ -113,7 +118,10 @@ pub fn run(args: Args) -> Outcome<()> {
             let outcome = job.serve(Some(reporter.clone()));
             let code = outcome.as_ref().err().map_or(0, |failure| failure.code);
             if let (Err(failure), Some(reporter)) = (outcome, reporter.lock().take()) {
-                let report = Report::Failed { code, message: failure.message };
+                let report = Report::Failed {
+                    code,
+                    message: failure.message,
+                };
                 best_effort("report a failure", reporter.send(&report));
             }
             std::process::exit(code.into());
@@ -141,9 +149,11 @@ impl Job {
         }
         let how = options.for_user(process::is_root(), process::is_initial_root())?;
         let layers = match descriptor {
-            Some(path) => {
-                layers::of_image(&layers::read_image(path)?, &args.cvmfs_root, args.layer_order)?
-            }
+            Some(path) => layers::of_image(
+                &layers::read_image(path)?,
+                &args.cvmfs_root,
+                args.layer_order,
+            )?,
             None => layers::of_dirs(&args.lower)?,
         };
         layers::check_all(&layers)?;
@@ -155,16 +165,28 @@ impl Job {
             upper: args.upper.as_deref(),
             work: args.work.as_deref(),
             mountpoint: &mountpoint,
-            image: layers.iter().map(|layer| format!("{}\n", layer.identity)).collect(),
+            image: layers
+                .iter()
+                .map(|layer| format!("{}\n", layer.identity))
+                .collect(),
         })?;
         if let Plan::Kept { state, .. } = &plan {
-            eprintln!("cvmfs-union: mount: changes are kept in {}", state.join("upper").display());
+            eprintln!(
+                "cvmfs-union: mount: changes are kept in {}",
+                state.join("upper").display()
+            );
         }
         if let Some(upper) = plan.spec() {
             let lowers: Vec<_> = layers.iter().map(Layer::spec).collect();
             refuse_overlap(&upper, &lowers).or_fail(Code::Upper, "the upper")?;
         }
-        Ok(Job { layers, plan, how, mountpoint, args })
+        Ok(Job {
+            layers,
+            plan,
+            how,
+            mountpoint,
+            args,
+        })
     }
 
     /// Everything after the fork; returns when the mount is gone.
@@ -178,8 +200,11 @@ impl Job {
         let union = Arc::new(self.open_union(&upper)?);
         upper.record_image()?;
         let (fd, target) = self.mount()?;
-        let ending =
-            Ending { target: target.clone(), upper: upper.clone(), union: Arc::downgrade(&union) };
+        let ending = Ending {
+            target: target.clone(),
+            upper: upper.clone(),
+            union: Arc::downgrade(&union),
+        };
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || ending.on_signal(&signals))
@@ -187,7 +212,10 @@ impl Job {
             .inspect_err(|_| detach(target.as_deref()))?;
 
         // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
-        let options = session::Options { clone_fd: target.is_some(), ..Default::default() };
+        let options = session::Options {
+            clone_fd: target.is_some(),
+            ..Default::default()
+        };
         let outcome = session::serve_with(union, fd, options, || ready(reporter.as_deref()));
         if outcome.is_err() {
             detach(target.as_deref());
@@ -206,7 +234,11 @@ impl Job {
                 _ => Whiteouts::Auto,
             },
             portable_upper: self.args.portable_upper,
-            owner: if self.args.owner == "squash" { Owner::Squash } else { Owner::Keep },
+            owner: if self.args.owner == "squash" {
+                Owner::Squash
+            } else {
+                Owner::Keep
+            },
             durability: match self.args.durability.as_str() {
                 "full" => Durability::Full,
                 "volatile" => Durability::Volatile,
@@ -224,7 +256,11 @@ impl Job {
                     return Err(Failure::new(Code::Upper, text));
                 }
                 Err(e) => {
-                    let code = if e.layer().is_some() { Code::Layer } else { Code::Upper };
+                    let code = if e.layer().is_some() {
+                        Code::Layer
+                    } else {
+                        Code::Upper
+                    };
                     return Err(e).or_fail(code, "opening the union");
                 }
                 Ok(union) => return Ok(union),
@@ -245,7 +281,10 @@ impl Job {
         } else {
             mount::mount_fusermount(&self.mountpoint, &self.how)
         };
-        Ok((mounted.or_fail(Code::Mountpoint, shown)?, Some(self.mountpoint.clone())))
+        Ok((
+            mounted.or_fail(Code::Mountpoint, shown)?,
+            Some(self.mountpoint.clone()),
+        ))
     }
 }
 
@@ -311,9 +350,10 @@ fn usable_mountpoint(mountpoint: &Path) -> Outcome<PathBuf> {
     match fs::metadata(&path) {
         Err(e) if mount::is_disconnected(&e) => Ok(path),
         Err(e) => Err(e).or_fail(Code::Mountpoint, shown),
-        Ok(meta) if !meta.is_dir() => {
-            Err(Failure::new(Code::Mountpoint, format!("{shown}: not a directory")))
-        }
+        Ok(meta) if !meta.is_dir() => Err(Failure::new(
+            Code::Mountpoint,
+            format!("{shown}: not a directory"),
+        )),
         Ok(_) => Ok(path),
     }
 }

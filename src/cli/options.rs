@@ -79,7 +79,10 @@ impl MountOptions {
                 return Err(Failure::new(Code::Usage, text));
             }
         }
-        Ok(MountFlags { flags: self.flags, allow_other: self.allow_other || root })
+        Ok(MountFlags {
+            flags: self.flags,
+            allow_other: self.allow_other || root,
+        })
     }
 }
 
@@ -103,6 +106,10 @@ mod tests {
         assert!(dev.for_user(false, false).is_err());
         let plain = MountOptions::parse::<&str>(&[]);
         assert!(plain.for_user(true, false).is_ok_and(|how| how.allow_other));
-        assert!(plain.for_user(false, false).is_ok_and(|how| !how.allow_other));
+        assert!(
+            plain
+                .for_user(false, false)
+                .is_ok_and(|how| !how.allow_other)
+        );
     }
 }

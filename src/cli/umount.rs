@@ -21,7 +21,10 @@ pub fn run(args: &Args) -> Outcome<()> {
     let mountpoint = locate(&args.mountpoint).or_fail(Code::Mountpoint, &shown)?;
     match mount::mounted_type(&mountpoint).or_fail(Code::Failure, "/proc/self/mountinfo")? {
         None => {
-            return Err(Failure::new(Code::Mountpoint, format!("{shown}: not a mountpoint")));
+            return Err(Failure::new(
+                Code::Mountpoint,
+                format!("{shown}: not a mountpoint"),
+            ));
         }
         Some(fstype) if fstype != mount::FSTYPE => {
             let text = format!("{shown}: a mount of type {fstype}, not of {}", mount::NAME);
@@ -66,7 +69,12 @@ fn describe(users: &[User]) -> String {
     }
     let mut text = String::from("; in use by");
     for user in users {
-        text.push_str(&format!("\n  {} ({}): {}", user.pid, user.command, user.uses.display()));
+        text.push_str(&format!(
+            "\n  {} ({}): {}",
+            user.pid,
+            user.command,
+            user.uses.display()
+        ));
     }
     if users.len() == MAX_USERS {
         text.push_str("\n  and perhaps more");
@@ -82,10 +90,19 @@ fn users_of(mountpoint: &Path, except: u32) -> Vec<User> {
     processes
         .filter_map(|entry| {
             let entry = entry.ok()?;
-            let pid = entry.file_name().to_str()?.parse().ok().filter(|&pid| pid != except)?;
+            let pid = entry
+                .file_name()
+                .to_str()?
+                .parse()
+                .ok()
+                .filter(|&pid| pid != except)?;
             let uses = use_in(&entry.path(), mountpoint)?;
             let command = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-            Some(User { pid, command: command.trim().to_owned(), uses })
+            Some(User {
+                pid,
+                command: command.trim().to_owned(),
+                uses,
+            })
         })
         .take(MAX_USERS)
         .collect()
@@ -93,7 +110,11 @@ fn users_of(mountpoint: &Path, except: u32) -> Vec<User> {
 
 fn use_in(process: &Path, mountpoint: &Path) -> Option<PathBuf> {
     let fixed = ["cwd", "root", "exe"].map(|name| process.join(name));
-    let fds = fs::read_dir(process.join("fd")).into_iter().flatten().flatten().map(|e| e.path());
+    let fds = fs::read_dir(process.join("fd"))
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|e| e.path());
     fixed
         .into_iter()
         .chain(fds)

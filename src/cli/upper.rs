@@ -70,7 +70,9 @@ impl Plan {
                         --ephemeral or --read-only";
             return Err(Failure::new(Code::Usage, text));
         }
-        let state = state_home()?.join("cvmfs-union").join(name_of(request.mountpoint));
+        let state = state_home()?
+            .join("cvmfs-union")
+            .join(name_of(request.mountpoint));
         let record = state.join("image");
         match fs::read_to_string(&record) {
             Ok(known) if known != request.image => Err(Failure::new(
@@ -86,19 +88,24 @@ impl Plan {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(e).or_fail(Code::Upper, record.display())
             }
-            _ => Ok(Plan::Kept { state, image: request.image }),
+            _ => Ok(Plan::Kept {
+                state,
+                image: request.image,
+            }),
         }
     }
 
     /// The directories that are known before anything is made.
     pub fn spec(&self) -> Option<UpperSpec> {
         match self {
-            Plan::Given { upper, work } => {
-                Some(UpperSpec { upper: upper.clone(), work: work.clone() })
-            }
-            Plan::Kept { state, .. } => {
-                Some(UpperSpec { upper: state.join("upper"), work: state.join("work") })
-            }
+            Plan::Given { upper, work } => Some(UpperSpec {
+                upper: upper.clone(),
+                work: work.clone(),
+            }),
+            Plan::Kept { state, .. } => Some(UpperSpec {
+                upper: state.join("upper"),
+                work: state.join("work"),
+            }),
             Plan::ReadOnly | Plan::Ephemeral => None,
         }
     }
@@ -238,10 +245,13 @@ fn real_path(dir: &Path) -> Outcome<PathBuf> {
     }
     let path = std::path::absolute(dir).or_fail(Code::Upper, dir.display())?;
     match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) => {
-            Ok(fs::canonicalize(parent).or_fail(Code::Upper, parent.display())?.join(name))
-        }
-        _ => Err(Failure::new(Code::Upper, format!("{}: not a directory", path.display()))),
+        (Some(parent), Some(name)) => Ok(fs::canonicalize(parent)
+            .or_fail(Code::Upper, parent.display())?
+            .join(name)),
+        _ => Err(Failure::new(
+            Code::Upper,
+            format!("{}: not a directory", path.display()),
+        )),
     }
 }
 
@@ -258,7 +268,11 @@ fn state_home() -> Outcome<PathBuf> {
     if process::is_initial_root() {
         return Ok("/var/lib".into());
     }
-    let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let absolute = |name| {
+        env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
     absolute("XDG_STATE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".local/state")))
         .ok_or_else(|| {
@@ -298,7 +312,10 @@ mod tests {
     fn names_are_readable_and_fixed() {
         assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
         assert!(name_of(Path::new("/mnt/root")).starts_with("mnt-root-"));
-        assert_ne!(name_of(Path::new("/mnt/root")), name_of(Path::new("/mnt-root")));
+        assert_ne!(
+            name_of(Path::new("/mnt/root")),
+            name_of(Path::new("/mnt-root"))
+        );
     }
 
     #[test]

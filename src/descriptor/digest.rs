@@ -12,11 +12,17 @@ pub(super) fn check(digest: &str) -> Result<(), String> {
     if digest.is_empty() {
         return Err("empty".to_owned());
     }
-    if !digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    if !digest
+        .bytes()
+        .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    {
         return Err(format!("{} is not lower-case hex", quote(digest)));
     }
     if digest.len() > MAX_DIGITS {
-        return Err(format!("{} digits, more than the limit of {MAX_DIGITS}", digest.len()));
+        return Err(format!(
+            "{} digits, more than the limit of {MAX_DIGITS}",
+            digest.len()
+        ));
     }
     Ok(())
 }

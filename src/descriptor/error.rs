@@ -49,7 +49,11 @@ impl DescriptorError {
             .strip_suffix(&format!(" at line {line} column {column}"))
             .unwrap_or(&text)
             .to_owned();
-        Self::Syntax { line, column, reason }
+        Self::Syntax {
+            line,
+            column,
+            reason,
+        }
     }
 }
 
@@ -59,7 +63,11 @@ impl fmt::Display for DescriptorError {
             Self::TooLarge { size } => {
                 write!(f, "{size} bytes, more than the limit of {MAX_SIZE}")
             }
-            Self::Syntax { line, column, reason } => {
+            Self::Syntax {
+                line,
+                column,
+                reason,
+            } => {
                 write!(f, "line {line}, column {column}: {reason}")
             }
             Self::NotAnObject { found } => write!(f, "expected an object, found {found}"),

@@ -15,13 +15,18 @@ impl Fields {
     pub(super) fn of_image(value: Value) -> Result<Self, DescriptorError> {
         match value {
             Value::Object(map) => Ok(Self { layer: None, map }),
-            other => Err(DescriptorError::NotAnObject { found: kind(&other) }),
+            other => Err(DescriptorError::NotAnObject {
+                found: kind(&other),
+            }),
         }
     }
 
     pub(super) fn of_layer(index: usize, value: Value) -> Result<Self, DescriptorError> {
         match value {
-            Value::Object(map) => Ok(Self { layer: Some(index), map }),
+            Value::Object(map) => Ok(Self {
+                layer: Some(index),
+                map,
+            }),
             other => Err(DescriptorError::Field {
                 field: format!("layers[{index}]"),
                 reason: format!("expected an object, found {}", kind(&other)),

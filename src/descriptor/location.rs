@@ -23,7 +23,10 @@ impl Location {
             .ok_or_else(|| format!("{} has no folder after the repository", quote(url)))?;
         check_repository(repository)?;
         check_folder(folder)?;
-        Ok(Self { repository: repository.to_owned(), folder: folder.to_owned() })
+        Ok(Self {
+            repository: repository.to_owned(),
+            folder: folder.to_owned(),
+        })
     }
 }
 
@@ -34,7 +37,10 @@ pub(super) fn check_repository(repository: &str) -> Result<(), String> {
     if first && bytes.all(|b| is_letter_or_digit(b) || matches!(b, b'.' | b'-')) {
         Ok(())
     } else {
-        Err(format!("{} is not a repository name ([a-z0-9][a-z0-9.-]*)", quote(repository)))
+        Err(format!(
+            "{} is not a repository name ([a-z0-9][a-z0-9.-]*)",
+            quote(repository)
+        ))
     }
 }
 

@@ -114,8 +114,11 @@ fn read_version(fields: &mut Fields, key: &str) -> Result<Option<String>, Descri
     let version = fields.text(key)?;
     match &version {
         Some(v) if !VERSIONS.contains(&v.as_str()) => {
-            let reason =
-                format!("{} is not supported, only {}", error::quote(v), VERSIONS.join(" and "));
+            let reason = format!(
+                "{} is not supported, only {}",
+                error::quote(v),
+                VERSIONS.join(" and ")
+            );
             Err(fields.error(key, reason))
         }
         _ => Ok(version),
@@ -123,20 +126,36 @@ fn read_version(fields: &mut Fields, key: &str) -> Result<Option<String>, Descri
 }
 
 fn read_layers(fields: &mut Fields) -> Result<Vec<LayerRef>, DescriptorError> {
-    let layers = fields.array("layers")?.ok_or_else(|| fields.error("layers", "missing"))?;
+    let layers = fields
+        .array("layers")?
+        .ok_or_else(|| fields.error("layers", "missing"))?;
     if layers.len() > MAX_LAYERS {
-        let reason = format!("{} layers, more than the limit of {MAX_LAYERS}", layers.len());
+        let reason = format!(
+            "{} layers, more than the limit of {MAX_LAYERS}",
+            layers.len()
+        );
         return Err(fields.error("layers", reason));
     }
-    layers.into_iter().enumerate().map(|(index, value)| read_layer(index, value)).collect()
+    layers
+        .into_iter()
+        .enumerate()
+        .map(|(index, value)| read_layer(index, value))
+        .collect()
 }
 
 fn read_layer(index: usize, value: Value) -> Result<LayerRef, DescriptorError> {
     let mut fields = Fields::of_layer(index, value)?;
-    let digest = fields.text("digest")?.ok_or_else(|| fields.error("digest", "missing"))?;
+    let digest = fields
+        .text("digest")?
+        .ok_or_else(|| fields.error("digest", "missing"))?;
     digest::check(&digest).map_err(|reason| fields.error("digest", reason))?;
     let Location { repository, folder } = read_location(&mut fields, &digest)?;
-    Ok(LayerRef { digest, repository, folder, other: fields.into_rest() })
+    Ok(LayerRef {
+        digest,
+        repository,
+        folder,
+        other: fields.into_rest(),
+    })
 }
 
 /// Finds where a layer lies: `url` wins, else `repo` and `location`, whose default is

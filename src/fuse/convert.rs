@@ -73,9 +73,14 @@ pub fn absent() -> FileAttr {
 pub fn to_system_time(time: Time) -> SystemTime {
     let nanos = Duration::from_nanos(u64::from(time.nsec.min(NANOS - 1)));
     let whole = Duration::from_secs(time.sec.unsigned_abs());
-    let second =
-        if time.sec >= 0 { UNIX_EPOCH.checked_add(whole) } else { UNIX_EPOCH.checked_sub(whole) };
-    second.and_then(|t| t.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+    let second = if time.sec >= 0 {
+        UNIX_EPOCH.checked_add(whole)
+    } else {
+        UNIX_EPOCH.checked_sub(whole)
+    };
+    second
+        .and_then(|t| t.checked_add(nanos))
+        .unwrap_or(UNIX_EPOCH)
 }
 
 /// A time out of a request. For times before the epoch fuser subtracts the fraction from the
@@ -89,7 +94,9 @@ pub fn from_system_time(time: SystemTime) -> Time {
         Err(before) => {
             let before = before.duration();
             Time {
-                sec: 0i64.checked_sub_unsigned(before.as_secs()).unwrap_or(i64::MIN),
+                sec: 0i64
+                    .checked_sub_unsigned(before.as_secs())
+                    .unwrap_or(i64::MIN),
                 nsec: before.subsec_nanos(),
             }
         }
@@ -183,8 +190,14 @@ mod tests {
 
     #[test]
     fn times_survive_the_way_out() {
-        let t = to_system_time(Time { sec: -2, nsec: 800_000_000 });
-        assert_eq!(UNIX_EPOCH.duration_since(t).ok(), Some(Duration::new(1, 200_000_000)));
+        let t = to_system_time(Time {
+            sec: -2,
+            nsec: 800_000_000,
+        });
+        assert_eq!(
+            UNIX_EPOCH.duration_since(t).ok(),
+            Some(Duration::new(1, 200_000_000))
+        );
         let t = to_system_time(Time { sec: 5, nsec: 7 });
         assert_eq!(t.duration_since(UNIX_EPOCH).ok(), Some(Duration::new(5, 7)));
     }

@@ -62,7 +62,10 @@ pub struct UnionFs {
 impl UnionFs {
     /// Serves this union.
     pub fn new(union: Arc<Union>) -> Self {
-        UnionFs { union, pool: Pool::default() }
+        UnionFs {
+            union,
+            pool: Pool::default(),
+        }
     }
 
     /// Runs the job here if it is local, else on the pool.
@@ -122,7 +125,11 @@ fn negotiate(config: &mut KernelConfig) {
 
 /// Who asks.
 fn caller(req: &Request, umask: u32) -> Caller {
-    Caller { uid: req.uid(), gid: req.gid(), umask }
+    Caller {
+        uid: req.uid(),
+        gid: req.gid(),
+        umask,
+    }
 }
 
 fn reply_empty(op: &'static str, ino: Ino, result: Result<()>, reply: ReplyEmpty) {

@@ -21,7 +21,10 @@ const SETFLAGS_32: u32 = 0x4004_6602;
 pub fn readdir(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectory) {
     let mut fitted = false;
     let result = union.readdir(fh, cookie, &mut |entry| {
-        let (kind, name) = (convert::file_type(entry.kind), OsStr::from_bytes(entry.name));
+        let (kind, name) = (
+            convert::file_type(entry.kind),
+            OsStr::from_bytes(entry.name),
+        );
         let full = reply.add(INodeNo(entry.ino), entry.cookie, kind, name);
         fitted |= !full;
         !full
@@ -38,7 +41,14 @@ pub fn readdirplus(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: Rep
     let mut fitted = false;
     let result = union.readdirplus(fh, cookie, &mut |entry, attr| {
         let (name, attr) = (OsStr::from_bytes(entry.name), convert::file_attr(attr));
-        let full = reply.add(INodeNo(entry.ino), entry.cookie, name, &FOREVER, &attr, GENERATION);
+        let full = reply.add(
+            INodeNo(entry.ino),
+            entry.cookie,
+            name,
+            &FOREVER,
+            &attr,
+            GENERATION,
+        );
         fitted |= !full;
         !full
     });
@@ -61,9 +71,11 @@ impl UnionFs {
     ) {
         match (cmd, in_data.first_chunk::<4>()) {
             (GETFLAGS | GETFLAGS_32, _) if out_size >= 4 => {
-                self.run("get_flags", self.local(ino), move |union| match union.get_flags(ino) {
-                    Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
-                    Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
+                self.run("get_flags", self.local(ino), move |union| {
+                    match union.get_flags(ino) {
+                        Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                        Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
+                    }
                 });
             }
             (SETFLAGS | SETFLAGS_32, Some(&flags)) => {

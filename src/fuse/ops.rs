@@ -101,9 +101,11 @@ impl Filesystem for UnionFs {
     }
 
     fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
-        self.run("readlink", self.local(ino.0), move |union| match union.readlink(ino.0) {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(convert::errno("readlink", ino.0, &e)),
+        self.run("readlink", self.local(ino.0), move |union| {
+            match union.readlink(ino.0) {
+                Ok(target) => reply.data(&target),
+                Err(e) => reply.error(convert::errno("readlink", ino.0, &e)),
+            }
         });
     }
 
@@ -317,7 +319,12 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         self.run("fallocate", false, move |union| {
-            reply_empty("fallocate", ino.0, union.fallocate(fh.0, offset, length, mode), reply);
+            reply_empty(
+                "fallocate",
+                ino.0,
+                union.fallocate(fh.0, offset, length, mode),
+                reply,
+            );
         });
     }
 
@@ -370,9 +377,11 @@ impl Filesystem for UnionFs {
     }
 
     fn opendir(&self, _: &Request, ino: Node, _: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", self.local(ino.0), move |union| match union.opendir(ino.0) {
-            Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
-            Err(e) => reply.error(convert::errno("opendir", ino.0, &e)),
+        self.run("opendir", self.local(ino.0), move |union| {
+            match union.opendir(ino.0) {
+                Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
+                Err(e) => reply.error(convert::errno("opendir", ino.0, &e)),
+            }
         });
     }
 
@@ -402,11 +411,13 @@ impl Filesystem for UnionFs {
     }
 
     fn statfs(&self, _: &Request, ino: Node, reply: ReplyStatfs) {
-        self.run("statfs", self.local(ino.0), move |union| match union.statfs() {
-            Ok(s) => reply.statfs(
-                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
-            ),
-            Err(e) => reply.error(convert::errno("statfs", ino.0, &e)),
+        self.run("statfs", self.local(ino.0), move |union| {
+            match union.statfs() {
+                Ok(s) => reply.statfs(
+                    s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+                ),
+                Err(e) => reply.error(convert::errno("statfs", ino.0, &e)),
+            }
         });
     }
 

@@ -66,7 +66,12 @@ impl Pool {
         let deadline = Instant::now() + limit;
         let mut state = self.shared.state.lock();
         while state.pending > 0 {
-            if self.shared.done.wait_until(&mut state, deadline).timed_out() {
+            if self
+                .shared
+                .done
+                .wait_until(&mut state, deadline)
+                .timed_out()
+            {
                 break;
             }
         }

@@ -22,7 +22,10 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { threads: 2, clone_fd: true }
+        Options {
+            threads: 2,
+            clone_fd: true,
+        }
     }
 }
 
@@ -51,5 +54,9 @@ pub fn serve_with(
 
 /// Whether the device can be opened here, as cloning a descriptor takes. A container may lack it.
 fn device_opens() -> bool {
-    OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok()
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/fuse")
+        .is_ok()
 }

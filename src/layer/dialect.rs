@@ -26,7 +26,10 @@ pub fn marker_for(name: &[u8]) -> Vec<u8> {
 
 /// Whether an attribute belongs to a union (ours or another) and not to the users.
 pub fn is_union_xattr(key: &[u8]) -> bool {
-    let Some(rest) = key.strip_prefix(b"trusted.").or_else(|| key.strip_prefix(b"user.")) else {
+    let Some(rest) = key
+        .strip_prefix(b"trusted.")
+        .or_else(|| key.strip_prefix(b"user."))
+    else {
         return false;
     };
     rest.starts_with(b"overlay.")

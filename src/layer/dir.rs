@@ -70,10 +70,17 @@ impl Layer {
     pub fn open(path: &Path, identity: &str) -> Result<Layer> {
         let fail = |e: Error| e.at(path);
         let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let root = file::open_path(path, flags).op("open layer").map_err(fail)?;
+        let root = file::open_path(path, flags)
+            .op("open layer")
+            .map_err(fail)?;
         let cvmfs = xattr::get(root.as_fd(), b"", c"user.fqrn").is_ok();
         let seed = stable_hash(0, identity.as_bytes());
-        Ok(Layer { path: path.to_owned(), seed, root: Arc::new(root), cvmfs })
+        Ok(Layer {
+            path: path.to_owned(),
+            seed,
+            root: Arc::new(root),
+            cvmfs,
+        })
     }
 }
 
@@ -81,7 +88,10 @@ impl Lowers {
     /// Takes the layers topmost first; a layer's position is its `LayerIndex`.
     pub fn new(layers: Vec<Layer>) -> Lowers {
         let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
-        Lowers { layers, kept: Mutex::new(LruCache::new(size)) }
+        Lowers {
+            layers,
+            kept: Mutex::new(LruCache::new(size)),
+        }
     }
 
     /// The root directory of each layer, topmost first.
@@ -89,7 +99,12 @@ impl Lowers {
         let root = |(i, layer): (usize, &Layer)| {
             let layer_index = LayerIndex::try_from(i).unwrap_or(LayerIndex::MAX);
             let hash = layer.seed;
-            Arc::new(LowerDir { layer: layer_index, parent: None, name: Box::default(), hash })
+            Arc::new(LowerDir {
+                layer: layer_index,
+                parent: None,
+                name: Box::default(),
+                hash,
+            })
         };
         self.layers.iter().enumerate().map(root).collect()
     }
@@ -107,7 +122,10 @@ impl Lowers {
             path.push(b'/');
             path.extend_from_slice(name);
         }
-        let layer = self.layer(dir).map(|l| l.path.display().to_string()).unwrap_or_default();
+        let layer = self
+            .layer(dir)
+            .map(|l| l.path.display().to_string())
+            .unwrap_or_default();
         e.at(std::ffi::OsStr::from_bytes(&path)).in_layer(layer)
     }
 
@@ -117,7 +135,9 @@ impl Lowers {
         let mut at = dir;
         let mut fd = loop {
             let Some(parent) = &at.parent else {
-                let layer = self.layer(at).ok_or_else(|| Error::new(libc::EIO, "layer"))?;
+                let layer = self
+                    .layer(at)
+                    .ok_or_else(|| Error::new(libc::EIO, "layer"))?;
                 break layer.root.clone();
             };
             if let Some(fd) = self.kept.lock().get(&(at.layer, at.hash)) {
@@ -140,7 +160,9 @@ impl Lowers {
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
         let fd = self.fd(dir)?;
-        meta::fstatat(fd.as_fd(), name).op("stat lower").map_err(|e| self.blame(e, dir, name))
+        meta::fstatat(fd.as_fd(), name)
+            .op("stat lower")
+            .map_err(|e| self.blame(e, dir, name))
     }
 
     /// The names of all attributes that somebody stored, the unions' own among them.
@@ -148,11 +170,15 @@ impl Lowers {
         let fd = self.fd(dir)?;
         let raw = match xattr::list(fd.as_fd(), name) {
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
-            other => other.op("list xattrs of lower").map_err(|e| self.blame(e, dir, name))?,
+            other => other
+                .op("list xattrs of lower")
+                .map_err(|e| self.blame(e, dir, name))?,
         };
         let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
         let magic = |key: &[u8]| cvmfs && dialect::is_cvmfs_magic(key);
-        let keys = raw.split(|b| *b == 0).filter(|k| !k.is_empty() && !magic(k));
+        let keys = raw
+            .split(|b| *b == 0)
+            .filter(|k| !k.is_empty() && !magic(k));
         Ok(keys.map(<[u8]>::to_vec).collect())
     }
 }

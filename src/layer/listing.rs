@@ -48,8 +48,15 @@ impl Listing {
             for (name, kind) in layer.objects {
                 match seen.get_mut(&name) {
                     None => {
-                        seen.insert(name.clone(), Seen::Entry(entries.len(), kind == libc::DT_DIR));
-                        entries.push(Listed { name, kind, owners: vec![dir.clone()] });
+                        seen.insert(
+                            name.clone(),
+                            Seen::Entry(entries.len(), kind == libc::DT_DIR),
+                        );
+                        entries.push(Listed {
+                            name,
+                            kind,
+                            owners: vec![dir.clone()],
+                        });
                     }
                     Some(Seen::Entry(at, merging)) if *merging => {
                         *merging = kind == libc::DT_DIR;
@@ -71,7 +78,11 @@ impl Listing {
                 break;
             }
         }
-        let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
+        let by_name = entries
+            .iter()
+            .enumerate()
+            .map(|(i, e)| (e.name.clone(), i))
+            .collect();
         Ok(Listing { entries, by_name })
     }
 
@@ -107,8 +118,9 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let blame = |e| lowers.blame(e, dir, b"");
     let fd = lowers.fd(dir)?;
     let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let open =
-        file::openat(fd.as_fd(), b".", flags, 0).op("open lower directory").map_err(blame)?;
+    let open = file::openat(fd.as_fd(), b".", flags, 0)
+        .op("open lower directory")
+        .map_err(blame)?;
     let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
     dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))
         .op("read lower directory")
@@ -116,9 +128,14 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let marks = if lowers.layer(dir).is_some_and(|l| l.cvmfs) {
         Opaque::default()
     } else {
-        opaque_xattrs(open.as_fd()).op("read xattrs of lower").map_err(blame)?
+        opaque_xattrs(open.as_fd())
+            .op("read xattrs of lower")
+            .map_err(blame)?
     };
-    let mut out = LayerListing { opaque: marks.opaque, ..LayerListing::default() };
+    let mut out = LayerListing {
+        opaque: marks.opaque,
+        ..LayerListing::default()
+    };
     for (name, mut kind) in raw {
         if &*name == WH_OPAQUE {
             out.opaque = true;
@@ -166,7 +183,11 @@ pub fn opaque_xattrs(dir: BorrowedFd<'_>) -> io::Result<Opaque> {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(marks),
         other => other?,
     };
-    for key in [c"trusted.overlay.opaque", c"user.overlay.opaque", c"user.fuseoverlayfs.opaque"] {
+    for key in [
+        c"trusted.overlay.opaque",
+        c"user.overlay.opaque",
+        c"user.fuseoverlayfs.opaque",
+    ] {
         if keys.split(|b| *b == 0).any(|k| k == key.to_bytes()) {
             match xattr::get(dir, b"", key)?.as_slice() {
                 b"y" => marks.opaque = true,

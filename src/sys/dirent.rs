@@ -14,7 +14,12 @@ pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io
         let bytes = buf.len() * 8;
         // SAFETY: the buffer is writable for its stated length, and aligned for the records.
         let n = unsafe {
-            libc::syscall(libc::SYS_getdents64, dir.as_raw_fd(), buf.as_mut_ptr(), bytes)
+            libc::syscall(
+                libc::SYS_getdents64,
+                dir.as_raw_fd(),
+                buf.as_mut_ptr(),
+                bytes,
+            )
         };
         let n = check_len(n as isize)?;
         if n == 0 {
@@ -28,7 +33,10 @@ pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io
             (rest.get(16..18), rest.get(18), rest.get(19..))
         {
             let reclen = usize::from(u16::from_ne_bytes([len[0], len[1]]));
-            let ino = rest.get(..8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes);
+            let ino = rest
+                .get(..8)
+                .and_then(|b| b.try_into().ok())
+                .map_or(0, u64::from_ne_bytes);
             let name = tail.split(|b| *b == 0).next().unwrap_or_default();
             if name != b"." && name != b".." {
                 each(name, *kind, ino);

@@ -44,7 +44,12 @@ pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usiz
     fault::point()?;
     // SAFETY: the buffer is writable for its length.
     check_len(unsafe {
-        libc::pread(fd.as_raw_fd(), buf.as_mut_ptr().cast(), buf.len(), offset as libc::off_t)
+        libc::pread(
+            fd.as_raw_fd(),
+            buf.as_mut_ptr().cast(),
+            buf.len(),
+            offset as libc::off_t,
+        )
     })
 }
 
@@ -53,7 +58,12 @@ pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> 
     fault::point()?;
     // SAFETY: the buffer is readable for its length.
     check_len(unsafe {
-        libc::pwrite(fd.as_raw_fd(), buf.as_ptr().cast(), buf.len(), offset as libc::off_t)
+        libc::pwrite(
+            fd.as_raw_fd(),
+            buf.as_ptr().cast(),
+            buf.len(),
+            offset as libc::off_t,
+        )
     })
 }
 
@@ -70,8 +80,14 @@ pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
-    let ret =
-        unsafe { libc::fallocate(fd.as_raw_fd(), mode, offset as libc::off_t, len as libc::off_t) };
+    let ret = unsafe {
+        libc::fallocate(
+            fd.as_raw_fd(),
+            mode,
+            offset as libc::off_t,
+            len as libc::off_t,
+        )
+    };
     check(ret).map(drop)
 }
 
@@ -80,7 +96,11 @@ pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
     fault::point()?;
     // SAFETY: only the descriptor is used.
     let at = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
-    if at < 0 { Err(io::Error::last_os_error()) } else { Ok(at) }
+    if at < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(at)
+    }
 }
 
 /// Waits until data and attributes are on the disk.

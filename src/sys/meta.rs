@@ -13,7 +13,11 @@ pub type Stat = libc::stat;
 /// `lstat` of the name; triggers no automount.
 pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     fault::point()?;
-    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let name = if name.is_empty() {
+        EMPTY.to_owned()
+    } else {
+        cstr(name)?
+    };
     let mut st = MaybeUninit::<libc::stat>::uninit();
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
     // SAFETY: `st` is writable and of the right size; the name is NUL-terminated.
@@ -40,7 +44,11 @@ pub fn fchownat(
     gid: Option<u32>,
 ) -> io::Result<()> {
     fault::point()?;
-    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let name = if name.is_empty() {
+        EMPTY.to_owned()
+    } else {
+        cstr(name)?
+    };
     let (uid, gid) = (uid.unwrap_or(u32::MAX), gid.unwrap_or(u32::MAX));
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
     // SAFETY: the name is NUL-terminated.
@@ -52,7 +60,10 @@ pub fn fchownat(
 pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     fault::point()?;
     let (at, path) = if name.is_empty() {
-        (libc::AT_FDCWD, cstr(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_bytes())?)
+        (
+            libc::AT_FDCWD,
+            cstr(format!("/proc/self/fd/{}", dir.as_raw_fd()).as_bytes())?,
+        )
     } else {
         (dir.as_raw_fd(), cstr(name)?)
     };
@@ -63,7 +74,11 @@ pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
 /// Sets access and modification time; `tv_nsec` may be `UTIME_NOW` or `UTIME_OMIT`.
 pub fn utimensat(dir: BorrowedFd<'_>, name: &[u8], times: &[libc::timespec; 2]) -> io::Result<()> {
     fault::point()?;
-    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let name = if name.is_empty() {
+        EMPTY.to_owned()
+    } else {
+        cstr(name)?
+    };
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH;
     // SAFETY: `times` has two elements; the name is NUL-terminated.
     let ret = unsafe { libc::utimensat(dir.as_raw_fd(), name.as_ptr(), times.as_ptr(), flags) };

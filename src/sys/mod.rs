@@ -18,7 +18,11 @@ use std::io;
 
 /// Turns the result of a raw call into an `io::Result`.
 fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
-    if ret < 0 { Err(io::Error::last_os_error()) } else { Ok(ret) }
+    if ret < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(ret)
+    }
 }
 
 fn check_len(ret: isize) -> io::Result<usize> {

@@ -58,7 +58,13 @@ pub fn mount_direct(mountpoint: &Path, how: &MountFlags) -> io::Result<OwnedFd> 
     if how.allow_other {
         data.push_str(",allow_other");
     }
-    nix::mount::mount(Some(NAME), mountpoint, Some(FSTYPE), how.flags, Some(data.as_str()))?;
+    nix::mount::mount(
+        Some(NAME),
+        mountpoint,
+        Some(FSTYPE),
+        how.flags,
+        Some(data.as_str()),
+    )?;
     Ok(device.into())
 }
 
@@ -144,18 +150,30 @@ fn receive_fd(socket: &UnixStream) -> io::Result<Option<OwnedFd>> {
 
 fn helper_missing(e: io::Error) -> io::Error {
     match e.kind() {
-        io::ErrorKind::NotFound => {
-            io::Error::new(e.kind(), "fusermount3 is not installed (Debian package fuse3)")
-        }
+        io::ErrorKind::NotFound => io::Error::new(
+            e.kind(),
+            "fusermount3 is not installed (Debian package fuse3)",
+        ),
         kind => io::Error::new(kind, format!("{FUSERMOUNT}: {e}")),
     }
 }
 
 fn helper_failed(said: &str, status: std::process::ExitStatus) -> io::Error {
     let said = said.trim();
-    let text = if said.is_empty() { format!("{FUSERMOUNT}: {status}") } else { said.to_owned() };
+    let text = if said.is_empty() {
+        format!("{FUSERMOUNT}: {status}")
+    } else {
+        said.to_owned()
+    };
     let busy = said.contains("busy");
-    io::Error::new(if busy { io::ErrorKind::ResourceBusy } else { io::ErrorKind::Other }, text)
+    io::Error::new(
+        if busy {
+            io::ErrorKind::ResourceBusy
+        } else {
+            io::ErrorKind::Other
+        },
+        text,
+    )
 }
 
 /// Unmounts by umount2(2); `lazy` detaches a busy mount.
@@ -174,12 +192,19 @@ pub fn umount_fusermount(mountpoint: &Path, lazy: bool) -> io::Result<()> {
     if lazy {
         command.arg("-z");
     }
-    let output =
-        command.arg("--").arg(mountpoint).stdin(Stdio::null()).output().map_err(helper_missing)?;
+    let output = command
+        .arg("--")
+        .arg(mountpoint)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(helper_missing)?;
     if output.status.success() {
         return Ok(());
     }
-    Err(helper_failed(&String::from_utf8_lossy(&output.stderr), output.status))
+    Err(helper_failed(
+        &String::from_utf8_lossy(&output.stderr),
+        output.status,
+    ))
 }
 
 /// Unmounts by the way that this user has.
@@ -202,7 +227,10 @@ pub fn is_disconnected(e: &io::Error) -> bool {
 pub fn is_dead(mountpoint: &Path) -> bool {
     match fs::metadata(mountpoint) {
         Err(e) => is_disconnected(&e),
-        Ok(_) => matches!(statvfs(mountpoint), Err(Errno::ENOTCONN | Errno::ECONNABORTED)),
+        Ok(_) => matches!(
+            statvfs(mountpoint),
+            Err(Errno::ENOTCONN | Errno::ECONNABORTED)
+        ),
     }
 }
 
@@ -243,8 +271,15 @@ fn unescape(field: &[u8]) -> PathBuf {
 
 /// The descriptor that a mountpoint `/dev/fd/N` names.
 pub fn passed_fd(mountpoint: &Path) -> Option<RawFd> {
-    let number = mountpoint.as_os_str().as_bytes().strip_prefix(b"/dev/fd/")?;
-    std::str::from_utf8(number).ok()?.parse().ok().filter(|&fd| fd >= 0)
+    let number = mountpoint
+        .as_os_str()
+        .as_bytes()
+        .strip_prefix(b"/dev/fd/")?;
+    std::str::from_utf8(number)
+        .ok()?
+        .parse()
+        .ok()
+        .filter(|&fd| fd >= 0)
 }
 
 /// Takes over a descriptor that the caller of the program has passed; call it once for each.
@@ -273,7 +308,10 @@ mod tests {
         let table = b"22 1 0:21 / /mnt/a\\040b rw shared:1 - ext4 /dev/x rw\n\
             23 22 0:40 / /mnt/a\\040b rw - fuse.cvmfs-union cvmfs-union rw\n\
             24 1 0:41 / /mnt rw - tmpfs none rw\n";
-        assert_eq!(type_in(table, Path::new("/mnt/a b")).as_deref(), Some(FSTYPE));
+        assert_eq!(
+            type_in(table, Path::new("/mnt/a b")).as_deref(),
+            Some(FSTYPE)
+        );
         assert_eq!(type_in(table, Path::new("/mnt")).as_deref(), Some("tmpfs"));
         assert_eq!(type_in(table, Path::new("/mnt/a")), None);
     }

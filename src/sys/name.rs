@@ -37,7 +37,11 @@ pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8])
     // Linking a descriptor itself takes a privilege; its name in /proc does not.
     let (at, name, flags) = if name.is_empty() {
         let path = format!("/proc/self/fd/{}", from.as_raw_fd());
-        (libc::AT_FDCWD, cstr(path.as_bytes())?, libc::AT_SYMLINK_FOLLOW)
+        (
+            libc::AT_FDCWD,
+            cstr(path.as_bytes())?,
+            libc::AT_SYMLINK_FOLLOW,
+        )
     } else {
         (from.as_raw_fd(), cstr(name)?, 0)
     };
@@ -74,7 +78,13 @@ pub fn renameat(
     let (name, new) = (cstr(name)?, cstr(new)?);
     // SAFETY: both descriptors are open and both strings NUL-terminated for the call.
     let ret = unsafe {
-        libc::renameat2(from.as_raw_fd(), name.as_ptr(), to.as_raw_fd(), new.as_ptr(), flags)
+        libc::renameat2(
+            from.as_raw_fd(),
+            name.as_ptr(),
+            to.as_raw_fd(),
+            new.as_ptr(),
+            flags,
+        )
     };
     check(ret).map(drop)
 }
@@ -83,11 +93,20 @@ pub fn renameat(
 /// EINVAL, with an empty name ENOENT.
 pub fn readlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     fault::point()?;
-    let name = if name.is_empty() { EMPTY.to_owned() } else { cstr(name)? };
+    let name = if name.is_empty() {
+        EMPTY.to_owned()
+    } else {
+        cstr(name)?
+    };
     let mut buf = vec![0u8; libc::PATH_MAX as usize];
     // SAFETY: the buffer is writable for its stated length; the name is NUL-terminated.
     let n = unsafe {
-        libc::readlinkat(dir.as_raw_fd(), name.as_ptr(), buf.as_mut_ptr().cast(), buf.len())
+        libc::readlinkat(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            buf.as_mut_ptr().cast(),
+            buf.len(),
+        )
     };
     buf.truncate(check_len(n)?);
     Ok(buf)

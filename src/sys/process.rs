@@ -51,7 +51,10 @@ pub fn fork() -> io::Result<Side> {
     match unsafe { unistd::fork() }? {
         ForkResult::Parent { child } => {
             drop(writer);
-            Ok(Side::Parent(Child { pid: child, pipe: reader }))
+            Ok(Side::Parent(Child {
+                pid: child,
+                pipe: reader,
+            }))
         }
         ForkResult::Child => {
             drop(reader);
@@ -74,7 +77,10 @@ impl Child {
             WaitStatus::Signaled(_, signal, _) => format!("the daemon was killed by {signal}"),
             other => format!("the daemon is gone: {other:?}"),
         };
-        Ok(Report::Failed { code: 1, message: format!("{cause} before the mount was ready") })
+        Ok(Report::Failed {
+            code: 1,
+            message: format!("{cause} before the mount was ready"),
+        })
     }
 }
 
@@ -98,12 +104,18 @@ fn decode(text: &str) -> Option<Report> {
         return Some(Report::Ready);
     }
     let (code, message) = text.split_once(' ')?;
-    Some(Report::Failed { code: code.parse().ok()?, message: message.to_owned() })
+    Some(Report::Failed {
+        code: code.parse().ok()?,
+        message: message.to_owned(),
+    })
 }
 
 /// Lets go of the caller's terminal and pipes.
 pub fn silence_stdio() -> io::Result<()> {
-    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")?;
     unistd::dup2_stdin(&null)?;
     unistd::dup2_stdout(&null)?;
     unistd::dup2_stderr(&null)?;
@@ -122,7 +134,10 @@ pub fn block_termination() -> io::Result<SigSet> {
 
 /// Raises the limit of open files as far as it goes.
 pub fn raise_open_files() -> io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: `limit` is a valid rlimit that lives through the call.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
         return Err(io::Error::last_os_error());
@@ -157,8 +172,14 @@ mod tests {
     fn reports_survive_the_pipe() {
         for report in [
             Report::Ready,
-            Report::Failed { code: 4, message: "two\nlines of it".to_owned() },
-            Report::Failed { code: 1, message: String::new() },
+            Report::Failed {
+                code: 4,
+                message: "two\nlines of it".to_owned(),
+            },
+            Report::Failed {
+                code: 1,
+                message: String::new(),
+            },
         ] {
             assert_eq!(decode(&encode(&report)), Some(report));
         }

@@ -15,13 +15,20 @@ use crate::sys::meta::{self, Stat};
 use crate::sys::{file, xattr};
 
 fn time(sec: i64, nsec: i64) -> Time {
-    Time { sec, nsec: u32::try_from(nsec).unwrap_or(0) }
+    Time {
+        sec,
+        nsec: u32::try_from(nsec).unwrap_or(0),
+    }
 }
 
 /// What the kernel takes away from a file that somebody changes: set-uid, and set-gid where it is
 /// not a mark for mandatory locks.
 pub fn stripped(mode: u32) -> u32 {
-    let group = if mode & libc::S_IXGRP != 0 { libc::S_ISGID } else { 0 };
+    let group = if mode & libc::S_IXGRP != 0 {
+        libc::S_ISGID
+    } else {
+        0
+    };
     mode & !(libc::S_ISUID | group)
 }
 
@@ -42,13 +49,20 @@ impl Union {
         let tree = self.read_tree();
         let (upper, removed, metacopy, delta) = {
             let state = node.state.read();
-            (state.upper, state.removed, state.metacopy, state.nlink_delta)
+            (
+                state.upper,
+                state.removed,
+                state.metacopy,
+                state.nlink_delta,
+            )
         };
         let mut stat = if upper {
             self.place(&tree, node)?.stat()?
         } else {
             let lower = node.lower.as_ref();
-            lower.ok_or_else(|| Error::new(libc::EIO, "node without an object"))?.stat
+            lower
+                .ok_or_else(|| Error::new(libc::EIO, "node without an object"))?
+                .stat
         };
         let mut nlink = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
         if let (true, Some(lower)) = (metacopy, &node.lower) {
@@ -76,7 +90,11 @@ impl Union {
             nlink,
             uid: stat.st_uid,
             gid: stat.st_gid,
-            rdev: if matches!(node.kind, Kind::Char | Kind::Block) { node.rdev } else { 0 },
+            rdev: if matches!(node.kind, Kind::Char | Kind::Block) {
+                node.rdev
+            } else {
+                0
+            },
             size: u64::try_from(stat.st_size).unwrap_or(0),
             blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
             blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
@@ -89,7 +107,10 @@ impl Union {
     fn count_subdirs(&self, tree: &Tree<'_>, node: &Node, listing: &Listing) -> Result<i64> {
         let index = self.index(tree, node)?;
         let is_dir = |kind: u8| kind == libc::DT_DIR;
-        let above = index.after(0).filter(|(_, _, h)| h.object.is_some_and(is_dir)).count();
+        let above = index
+            .after(0)
+            .filter(|(_, _, h)| h.object.is_some_and(is_dir))
+            .count();
         let shown = |e: &&crate::layer::Listed| is_dir(e.kind) && index.get(&e.name).is_none();
         let below = listing.from(0).iter().filter(shown).count();
         Ok(i64::try_from(above + below).unwrap_or(i64::MAX))
@@ -149,7 +170,10 @@ impl Union {
             None => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
-                Arc::new(self.upper()?.open_at(&at, libc::O_WRONLY | libc::O_NONBLOCK)?)
+                Arc::new(
+                    self.upper()?
+                        .open_at(&at, libc::O_WRONLY | libc::O_NONBLOCK)?,
+                )
             }
         };
         file::ftruncate(fd.as_fd(), size).op("truncate")?;
@@ -185,7 +209,10 @@ fn drop_privileges(caller: &Caller, node: &Node, at: &At) -> Result<()> {
     match xattr::remove(at.fd(), &at.name, c"security.capability") {
         // Who may not remove them could not set any either.
         Err(e)
-            if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)) =>
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)
+            ) =>
         {
             Ok(())
         }

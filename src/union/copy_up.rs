@@ -115,7 +115,10 @@ impl Union {
             }
             return Ok(true);
         }
-        let lower = node.lower.as_ref().ok_or_else(|| Error::new(libc::EIO, "copy up nothing"))?;
+        let lower = node
+            .lower
+            .as_ref()
+            .ok_or_else(|| Error::new(libc::EIO, "copy up nothing"))?;
         let keeps_data = want == Want::Meta
             && node.kind == Kind::File
             && lower.stat.st_size > 0
@@ -281,11 +284,16 @@ impl Union {
         if !link.parent.state.read().upper {
             return Ok(false);
         }
-        let shared = node.lower.as_ref().filter(|l| !node.is_dir() && l.stat.st_nlink > 1);
+        let shared = node
+            .lower
+            .as_ref()
+            .filter(|l| !node.is_dir() && l.stat.st_nlink > 1);
         let mut delta = 0;
         if let Some(lower) = shared {
             // Two names are in the upper then: this one and the index entry.
-            delta = i64::try_from(lower.stat.st_nlink).unwrap_or(i64::MAX).saturating_sub(2);
+            delta = i64::try_from(lower.stat.st_nlink)
+                .unwrap_or(i64::MAX)
+                .saturating_sub(2);
             self.index_copy(upper, node.ino, &temp, delta)?;
         }
         if let Err(e) = self.commit_copy(&tree, &link.parent, &link.name, temp, node) {
@@ -318,7 +326,10 @@ impl Union {
         node: &Node,
     ) -> Result<()> {
         let upper = self.upper()?;
-        let dir = At { dir: self.dir_fd(tree, parent)?, name: Vec::new() };
+        let dir = At {
+            dir: self.dir_fd(tree, parent)?,
+            name: Vec::new(),
+        };
         let times = dir.stat()?;
         let to = self.child_place(tree, parent, name)?;
         let mut index = self.index(tree, parent)?;
@@ -356,7 +367,10 @@ impl Union {
         let tree = self.write_tree();
         let alone = {
             let state = node.state.read();
-            state.links.iter().any(|l| l.is(parent, name) && !l.in_upper)
+            state
+                .links
+                .iter()
+                .any(|l| l.is(parent, name) && !l.in_upper)
         };
         if !alone {
             return Ok(());
@@ -385,7 +399,10 @@ impl Union {
         let at = {
             let tree = self.read_tree();
             let at = self.place(&tree, node)?;
-            At { dir: Arc::new(upper.open_at(&at, libc::O_RDWR)?), name: Vec::new() }
+            At {
+                dir: Arc::new(upper.open_at(&at, libc::O_RDWR)?),
+                name: Vec::new(),
+            }
         };
         let fd = at.dir.clone();
         let before = at.stat()?;
@@ -457,8 +474,14 @@ fn may_not_chown(e: &std::io::Error) -> bool {
 /// Sets the times back to what they were.
 pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
     let times = [
-        libc::timespec { tv_sec: stat.st_atime, tv_nsec: stat.st_atime_nsec },
-        libc::timespec { tv_sec: stat.st_mtime, tv_nsec: stat.st_mtime_nsec },
+        libc::timespec {
+            tv_sec: stat.st_atime,
+            tv_nsec: stat.st_atime_nsec,
+        },
+        libc::timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: stat.st_mtime_nsec,
+        },
     ];
     meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
 }
@@ -476,8 +499,13 @@ fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> (u64, u64) {
         Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return (size, size),
         Err(_) => return (at, size),
     };
-    let end = file::lseek(fd, begin, libc::SEEK_HOLE).ok().and_then(|e| u64::try_from(e).ok());
-    (u64::try_from(begin).unwrap_or(at), end.unwrap_or(size).min(size))
+    let end = file::lseek(fd, begin, libc::SEEK_HOLE)
+        .ok()
+        .and_then(|e| u64::try_from(e).ok());
+    (
+        u64::try_from(begin).unwrap_or(at),
+        end.unwrap_or(size).min(size),
+    )
 }
 
 /// Copies a range; EIO if the source ends before it should.
@@ -495,7 +523,10 @@ fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, begin: u64, end: u64) ->
         buf.resize(usize::try_from((end - at).min(CHUNK)).unwrap_or(0), 0);
         let n = file::pread(from, &mut buf, at).op("read lower")?;
         if n == 0 {
-            return Err(Error::new(libc::EIO, "read lower, which is shorter than it says"));
+            return Err(Error::new(
+                libc::EIO,
+                "read lower, which is shorter than it says",
+            ));
         }
         let mut rest = buf.get(..n).unwrap_or_default();
         while !rest.is_empty() {

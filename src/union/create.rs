@@ -92,7 +92,11 @@ impl Union {
         mode: u32,
         rdev: u32,
     ) -> Result<Attr> {
-        let kind = if mode & libc::S_IFMT == 0 { libc::S_IFREG } else { mode & libc::S_IFMT };
+        let kind = if mode & libc::S_IFMT == 0 {
+            libc::S_IFREG
+        } else {
+            mode & libc::S_IFMT
+        };
         let what = What::Node(kind, u64::from(rdev));
         self.make_entry(caller, parent, name, mode & 0o7777, what)
     }
@@ -136,7 +140,10 @@ impl Union {
         self.copy_up(parent, Want::Meta)?;
         let upper = self.upper()?;
         let tree = self.read_tree();
-        let dir = At { dir: self.dir_fd(&tree, parent)?, name: Vec::new() };
+        let dir = At {
+            dir: self.dir_fd(&tree, parent)?,
+            name: Vec::new(),
+        };
         let to = self.child_place(&tree, parent, name)?;
         if parent.state.read().removed {
             return Err(Error::new(libc::ENOENT, "create in a removed directory"));
@@ -195,7 +202,10 @@ impl Union {
                 let acl = xattr::get(parent.fd(), &parent.name, DEFAULT_ACL).op("read ACL")?;
                 xattr::set(temp.fd(), &temp.name, DEFAULT_ACL, &acl, 0).op("set ACL")?;
                 let nest = temp.place().open(libc::O_PATH | libc::O_DIRECTORY)?;
-                At { dir: Arc::new(nest), name: b"made".to_vec() }
+                At {
+                    dir: Arc::new(nest),
+                    name: b"made".to_vec(),
+                }
             }
         };
         let fd = match plan.special {
@@ -222,7 +232,12 @@ impl Union {
         if opaque {
             upper.make_opaque(&at)?;
         }
-        Ok(Made { temp, at, nested: inherit.is_some(), fd })
+        Ok(Made {
+            temp,
+            at,
+            nested: inherit.is_some(),
+            fd,
+        })
     }
 }
 
@@ -276,20 +291,32 @@ fn plan<'a>(
         }
         _ => None,
     };
-    Plan { what, mode, uid: caller.uid, gid, special }
+    Plan {
+        what,
+        mode,
+        uid: caller.uid,
+        gid,
+        special,
+    }
 }
 
 fn make_at(at: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
     match plan.what {
         What::File(flags) => {
             let flags = flags | libc::O_CREAT | libc::O_EXCL;
-            file::openat(at.fd(), &at.name, flags, plan.mode).op("create").map(Some)
+            file::openat(at.fd(), &at.name, flags, plan.mode)
+                .op("create")
+                .map(Some)
         }
-        What::Dir => name::mkdirat(at.fd(), &at.name, plan.mode).op("mkdir").map(|()| None),
-        What::Symlink(to) => name::symlinkat(to, at.fd(), &at.name).op("symlink").map(|()| None),
-        What::Node(kind, rdev) => {
-            name::mknodat(at.fd(), &at.name, kind | plan.mode, rdev).op("mknod").map(|()| None)
-        }
+        What::Dir => name::mkdirat(at.fd(), &at.name, plan.mode)
+            .op("mkdir")
+            .map(|()| None),
+        What::Symlink(to) => name::symlinkat(to, at.fd(), &at.name)
+            .op("symlink")
+            .map(|()| None),
+        What::Node(kind, rdev) => name::mknodat(at.fd(), &at.name, kind | plan.mode, rdev)
+            .op("mknod")
+            .map(|()| None),
     }
 }
 

@@ -63,7 +63,12 @@ impl Union {
             return Ok(());
         }
         let fd = self.data_of(&handle)?;
-        if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
+        if datasync {
+            file::fdatasync(fd.as_fd())
+        } else {
+            file::fsync(fd.as_fd())
+        }
+        .op("sync")
     }
 
     /// Brings the names of a directory to the disk.
@@ -73,9 +78,15 @@ impl Union {
         }
         let fd = {
             let tree = self.read_tree();
-            self.place(&tree, node)?.open(libc::O_RDONLY | libc::O_DIRECTORY)?
+            self.place(&tree, node)?
+                .open(libc::O_RDONLY | libc::O_DIRECTORY)?
         };
-        if datasync { file::fdatasync(fd.as_fd()) } else { file::fsync(fd.as_fd()) }.op("sync")
+        if datasync {
+            file::fdatasync(fd.as_fd())
+        } else {
+            file::fsync(fd.as_fd())
+        }
+        .op("sync")
     }
 
     /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
@@ -110,7 +121,8 @@ impl Union {
         }
         let fd = {
             let tree = self.read_tree();
-            self.place(&tree, &node)?.open(libc::O_RDONLY | libc::O_NONBLOCK)?
+            self.place(&tree, &node)?
+                .open(libc::O_RDONLY | libc::O_NONBLOCK)?
         };
         file::get_flags(fd.as_fd()).op("get flags")
     }
@@ -121,7 +133,8 @@ impl Union {
         self.copy_up(&node, Want::Data)?;
         let fd = {
             let tree = self.read_tree();
-            self.place(&tree, &node)?.open(libc::O_RDONLY | libc::O_NONBLOCK)?
+            self.place(&tree, &node)?
+                .open(libc::O_RDONLY | libc::O_NONBLOCK)?
         };
         file::set_flags(fd.as_fd(), flags).op("set flags")
     }

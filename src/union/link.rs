@@ -43,7 +43,8 @@ impl Union {
             } else {
                 name::linkat(from.fd(), &from.name, to.fd(), &to.name).op("link")?;
             }
-            self.index(&tree, &parent)?.set(new_name, Some(node.kind.dtype()), false);
+            self.index(&tree, &parent)?
+                .set(new_name, Some(node.kind.dtype()), false);
             node.add_link(&parent, new_name, true);
             if !node.is_local() {
                 parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);

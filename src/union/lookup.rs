@@ -40,20 +40,29 @@ pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node
             Some(at)
         }
     };
-    let state = State { upper: upper.is_some(), ..State::default() };
+    let state = State {
+        upper: upper.is_some(),
+        ..State::default()
+    };
     let mut node = Node {
         ino: ROOT,
         kind: Kind::Dir,
         rdev: 0,
         lower,
-        dir: Some(Dir { lowers: dirs, ..Dir::default() }),
+        dir: Some(Dir {
+            lowers: dirs,
+            ..Dir::default()
+        }),
         state: RwLock::new(state),
         generation: AtomicU64::new(0),
         writers: AtomicU32::new(0),
         bare: AtomicBool::new(bare),
     };
     if upper.is_none() && node.lower.is_none() {
-        return Err(Error::new(libc::EINVAL, "an image without layers needs an upper"));
+        return Err(Error::new(
+            libc::EINVAL,
+            "an image without layers needs an upper",
+        ));
     }
     *node.bare.get_mut() &= upper.is_some();
     Ok(node)
@@ -102,7 +111,11 @@ impl Union {
             let tree = self.read_tree();
             let held = self.held(&tree, parent, name)?;
             let node = match held {
-                Some(Held { object: Some(_), whiteout, .. }) => {
+                Some(Held {
+                    object: Some(_),
+                    whiteout,
+                    ..
+                }) => {
                     let place = self.child_place(&tree, parent, name)?;
                     let seen = self.seen(&tree, place, whiteout)?;
                     if let Some(node) = self.table.find(seen.ino) {
@@ -155,7 +168,11 @@ impl Union {
         let mut slot = node.as_dir()?.index.lock();
         if slot.is_none() {
             let in_upper = node.state.read().upper;
-            *slot = Some(if in_upper { self.load_index(tree, node)? } else { Index::default() });
+            *slot = Some(if in_upper {
+                self.load_index(tree, node)?
+            } else {
+                Index::default()
+            });
         }
         MutexGuard::try_map(slot, Option::as_mut)
             .map_err(|_| Error::new(libc::EIO, "names of the directory"))
@@ -167,8 +184,10 @@ impl Union {
         let open = file::openat(dir.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
             .op("open upper directory")?;
         let mut raw: Vec<(Vec<u8>, u8)> = Vec::new();
-        dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.to_vec(), kind)))
-            .op("read upper directory")?;
+        dirent::read_dir(open.as_fd(), |name, kind, _| {
+            raw.push((name.to_vec(), kind))
+        })
+        .op("read upper directory")?;
         let marked = crate::layer::listing::opaque_xattrs(open.as_fd()).op("read marks")?;
         let mut index = Index::default();
         let mut hidden = Vec::new();
@@ -207,9 +226,16 @@ impl Union {
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
-        let ino =
-            marks.ino.or_else(|| upper.recall(stat.st_ino)).unwrap_or(stat.st_ino & !LOWER_BIT);
-        Ok(Seen { ino, stat, marks, hides })
+        let ino = marks
+            .ino
+            .or_else(|| upper.recall(stat.st_ino))
+            .unwrap_or(stat.st_ino & !LOWER_BIT);
+        Ok(Seen {
+            ino,
+            stat,
+            marks,
+            hides,
+        })
     }
 
     /// The lower part of an upper object: what a directory merges with, where a metadata copy has
@@ -238,7 +264,10 @@ impl Union {
         let wanted = |b: &Below| (kind_of(b.at.stat.st_mode) == Kind::Dir) == is_dir;
         let below = below.filter(wanted);
         if below.is_none() && seen.marks.metacopy {
-            return Err(Error::new(libc::EIO, "the data of a metadata copy are gone"));
+            return Err(Error::new(
+                libc::EIO,
+                "the data of a metadata copy are gone",
+            ));
         }
         Ok(below)
     }
@@ -271,7 +300,12 @@ impl Union {
                 Ok(stat) => {
                     let marks = upper.marks(&at)?;
                     let ino = below.ino;
-                    let seen = Seen { ino, stat, marks, hides: false };
+                    let seen = Seen {
+                        ino,
+                        stat,
+                        marks,
+                        hides: false,
+                    };
                     let mut node = self.upper_node(seen, Some(below));
                     node.state.get_mut().indexed = true;
                     return Ok(node);
@@ -280,14 +314,25 @@ impl Union {
                 Err(e) => return Err(e).op("look into the index"),
             }
         }
-        Ok(new_node(below.ino, kind, rdev, Some(below.at), below.dirs, State::default(), false))
+        Ok(new_node(
+            below.ino,
+            kind,
+            rdev,
+            Some(below.at),
+            below.dirs,
+            State::default(),
+            false,
+        ))
     }
 
     /// The node of an object that was just made in the upper.
     pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Arc<Node> {
         let ino = stat.st_ino & !LOWER_BIT;
         let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
-        let state = State { upper: true, ..State::default() };
+        let state = State {
+            upper: true,
+            ..State::default()
+        };
         self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
@@ -308,7 +353,10 @@ fn new_node(
     state: State,
     bare: bool,
 ) -> Node {
-    let dir = (kind == Kind::Dir).then(|| Dir { lowers: dirs, ..Dir::default() });
+    let dir = (kind == Kind::Dir).then(|| Dir {
+        lowers: dirs,
+        ..Dir::default()
+    });
     Node {
         ino,
         kind,

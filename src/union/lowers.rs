@@ -33,7 +33,9 @@ pub struct Listings {
 impl Default for Listings {
     fn default() -> Self {
         let size = NonZeroUsize::new(KEPT_LISTINGS).unwrap_or(NonZeroUsize::MIN);
-        Listings { kept: Mutex::new(LruCache::new(size)) }
+        Listings {
+            kept: Mutex::new(LruCache::new(size)),
+        }
     }
 }
 
@@ -71,7 +73,11 @@ pub fn stat_merged(lowers: &Lowers, dirs: &[Arc<LowerDir>], name: &[u8]) -> Resu
     for dir in dirs {
         let stat = lowers.stat(dir, name)?;
         let implied = (stat.st_uid, stat.st_gid, stat.st_mode & 0o7777) == (65534, 65534, 0o755);
-        let at = LowerAt { dir: dir.clone(), name: name.into(), stat };
+        let at = LowerAt {
+            dir: dir.clone(),
+            name: name.into(),
+            stat,
+        };
         if !implied {
             return Ok(at);
         }
@@ -128,14 +134,25 @@ impl Union {
         } else {
             top.hash_of(&entry.name)
         };
-        let at = LowerAt { dir: top.clone(), name: entry.name.clone(), stat };
-        Ok(Below { ino: lower_ino(hash), at, dirs: Vec::new() })
+        let at = LowerAt {
+            dir: top.clone(),
+            name: entry.name.clone(),
+            stat,
+        };
+        Ok(Below {
+            ino: lower_ino(hash),
+            at,
+            dirs: Vec::new(),
+        })
     }
 
     /// What the merged lowers hold under an absolute path, as redirects name it.
     pub(super) fn below_path(&self, path: &[u8]) -> Result<Option<Below>> {
         let mut dirs = self.lowers.roots();
-        let mut names = path.split(|b| *b == b'/').filter(|n| !n.is_empty()).peekable();
+        let mut names = path
+            .split(|b| *b == b'/')
+            .filter(|n| !n.is_empty())
+            .peekable();
         while let Some(name) = names.next() {
             let listing = self.listing_of(&dirs)?;
             let Some(entry) = listing.get(name) else {

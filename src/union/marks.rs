@@ -119,7 +119,10 @@ impl Space {
 }
 
 fn is_absent(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM))
+    matches!(
+        e.raw_os_error(),
+        Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)
+    )
 }
 
 /// Reads all the marks of an object, those of other unions too.
@@ -134,7 +137,9 @@ pub fn read(at: &At) -> Result<Marks> {
             marks.others = true;
             continue;
         }
-        let Some(tail) = k.splitn(2, |b| *b == b'.').nth(1) else { continue };
+        let Some(tail) = k.splitn(2, |b| *b == b'.').nth(1) else {
+            continue;
+        };
         let mark = if tail == b"fuseoverlayfs.opaque" {
             Some(Mark::Opaque)
         } else {
@@ -248,13 +253,20 @@ mod tests {
             assert_eq!(unescape(&escape(key)).as_deref(), Some(key));
         }
         assert_eq!(unescape(b"trusted.overlay.opaque"), None);
-        assert_eq!(escape(b"trusted.overlay.opaque"), b"trusted.overlay.overlay.opaque");
+        assert_eq!(
+            escape(b"trusted.overlay.opaque"),
+            b"trusted.overlay.overlay.opaque"
+        );
     }
 
     #[test]
     fn devices_are_written_and_read() -> Result<()> {
-        for special in [(Kind::Char, 0), (Kind::Block, 0x1234), (Kind::Fifo, 0), (Kind::Socket, 0)]
-        {
+        for special in [
+            (Kind::Char, 0),
+            (Kind::Block, 0x1234),
+            (Kind::Fifo, 0),
+            (Kind::Socket, 0),
+        ] {
             let mut marks = Marks::default();
             marks.take(Mark::Special, special_value(special.0, special.1))?;
             assert_eq!(marks.special, Some(special));

@@ -72,7 +72,11 @@ impl Union {
             .map(|l| Layer::open(&l.path, &l.identity))
             .collect::<Result<_>>()?;
         let lowers = Lowers::new(layers);
-        let upper = config.upper.as_ref().map(|spec| Upper::open(spec, config)).transpose()?;
+        let upper = config
+            .upper
+            .as_ref()
+            .map(|spec| Upper::open(spec, config))
+            .transpose()?;
         let root = lookup::root(&lowers, upper.as_ref(), config.owner)?;
         let union = Union {
             lowers,
@@ -124,7 +128,9 @@ impl Union {
             self.copy_metadata(lower, &root, &upper.root_place())?;
         }
         if root.as_dir()?.lowers.is_empty() {
-            root.as_dir()?.homegrown.store(upper.is_empty()?, Ordering::Relaxed);
+            root.as_dir()?
+                .homegrown
+                .store(upper.is_empty()?, Ordering::Relaxed);
         }
         Ok(())
     }

@@ -90,7 +90,9 @@ impl Node {
 
     /// The directory part, or ENOTDIR.
     pub fn as_dir(&self) -> Result<&Dir> {
-        self.dir.as_ref().ok_or_else(|| Error::new(libc::ENOTDIR, "directory"))
+        self.dir
+            .as_ref()
+            .ok_or_else(|| Error::new(libc::ENOTDIR, "directory"))
     }
 
     /// Remembers a name.
@@ -101,7 +103,11 @@ impl Node {
         }
         match state.links.iter_mut().find(|l| l.is(parent, name)) {
             Some(link) => link.in_upper |= in_upper,
-            None => state.links.push(Link { parent: parent.clone(), name: name.into(), in_upper }),
+            None => state.links.push(Link {
+                parent: parent.clone(),
+                name: name.into(),
+                in_upper,
+            }),
         }
     }
 
@@ -185,7 +191,14 @@ impl Index {
             return;
         }
         self.next += 1;
-        self.names.insert(name.into(), Held { object, whiteout, seq: self.next });
+        self.names.insert(
+            name.into(),
+            Held {
+                object,
+                whiteout,
+                seq: self.next,
+            },
+        );
         self.order.insert(self.next, name.into());
     }
 

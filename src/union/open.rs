@@ -54,7 +54,11 @@ impl Handles {
         if may_write(flags) {
             node.writers.fetch_add(1, Ordering::Relaxed);
         }
-        let handle = Arc::new(Handle { node, flags, data: Mutex::new(data) });
+        let handle = Arc::new(Handle {
+            node,
+            flags,
+            data: Mutex::new(data),
+        });
         self.shard(fh).lock().insert(fh, handle);
         fh
     }
@@ -96,7 +100,11 @@ impl Union {
             let state = node.state.read();
             state.upper && !state.metacopy
         };
-        let data = if in_upper { Some(self.open_data(&node, flags)?) } else { None };
+        let data = if in_upper {
+            Some(self.open_data(&node, flags)?)
+        } else {
+            None
+        };
         if let (true, Some((_, fd))) = (flags & libc::O_TRUNC != 0, &data) {
             use std::os::fd::AsFd;
             if caller.uid != 0 {
@@ -118,7 +126,8 @@ impl Union {
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
-                self.upper()?.open_at(&at, flags & (KEPT_FLAGS | libc::O_TRUNC))?
+                self.upper()?
+                    .open_at(&at, flags & (KEPT_FLAGS | libc::O_TRUNC))?
             }
         };
         Ok((generation, Arc::new(fd)))
@@ -154,7 +163,11 @@ impl Union {
     /// A handle of something that was just made and is open already.
     pub(super) fn opened(&self, node: Arc<Node>, flags: i32, fd: OwnedFd) -> u64 {
         let generation = node.generation.load(Ordering::Acquire);
-        self.handles.add(node, flags & !libc::O_TRUNC, Some((generation, Arc::new(fd))))
+        self.handles.add(
+            node,
+            flags & !libc::O_TRUNC,
+            Some((generation, Arc::new(fd))),
+        )
     }
 
     /// Closes a file.

@@ -61,26 +61,37 @@ impl Union {
 
     /// The upper; EROFS where there is none.
     pub(super) fn upper(&self) -> Result<&Upper> {
-        self.upper.as_ref().ok_or_else(|| Error::new(libc::EROFS, "change"))
+        self.upper
+            .as_ref()
+            .ok_or_else(|| Error::new(libc::EROFS, "change"))
     }
 
     /// Where the object of a node stands in the upper.
     pub(super) fn place(&self, tree: &Tree<'_>, node: &Node) -> Result<At> {
         let upper = self.upper()?;
         if node.ino == ROOT {
-            return Ok(At { dir: upper.root.clone(), name: Vec::new() });
+            return Ok(At {
+                dir: upper.root.clone(),
+                name: Vec::new(),
+            });
         }
         let (parent, name) = {
             let state = node.state.read();
             if let Some(fd) = &state.orphan {
-                return Ok(At { dir: fd.clone(), name: Vec::new() });
+                return Ok(At {
+                    dir: fd.clone(),
+                    name: Vec::new(),
+                });
             }
             if state.indexed {
                 return upper.index_place(node.ino);
             }
             let link = state.links.iter().find(|l| l.in_upper);
             if let (None, Some(fd)) = (link, &state.spare) {
-                return Ok(At { dir: fd.clone(), name: Vec::new() });
+                return Ok(At {
+                    dir: fd.clone(),
+                    name: Vec::new(),
+                });
             }
             let link = link.ok_or_else(|| Error::new(libc::ESTALE, "no place in the upper"))?;
             (link.parent.clone(), link.name.clone())
@@ -91,7 +102,10 @@ impl Union {
     /// Where a child stands or would stand in the upper directory of its parent.
     pub(super) fn child_place(&self, tree: &Tree<'_>, parent: &Node, name: &[u8]) -> Result<At> {
         let stored = self.upper()?.stored(name)?;
-        Ok(At { dir: self.dir_fd(tree, parent)?, name: stored })
+        Ok(At {
+            dir: self.dir_fd(tree, parent)?,
+            name: stored,
+        })
     }
 
     /// An `O_PATH` descriptor of a directory of the upper.
@@ -133,6 +147,9 @@ fn first_parent(node: &Node) -> Option<Arc<Node>> {
 
 fn name_of(node: &Node) -> Result<Box<[u8]>> {
     let state = node.state.read();
-    let link = state.links.first().ok_or_else(|| Error::new(libc::ENOENT, "removed directory"))?;
+    let link = state
+        .links
+        .first()
+        .ok_or_else(|| Error::new(libc::ENOENT, "removed directory"))?;
     Ok(link.name.clone())
 }

@@ -42,7 +42,12 @@ impl Union {
     ) -> Result<()> {
         self.list(fh, cookie, &mut |node, name, cookie| {
             let kind = node.kind;
-            Ok(each(&DirEntry { ino: node.ino, kind, name, cookie }))
+            Ok(each(&DirEntry {
+                ino: node.ino,
+                kind,
+                name,
+                cookie,
+            }))
         })
     }
 
@@ -55,7 +60,12 @@ impl Union {
     ) -> Result<()> {
         self.list(fh, cookie, &mut |node, name, cookie| {
             let attr = self.attr(node)?;
-            let entry = DirEntry { ino: node.ino, kind: node.kind, name, cookie };
+            let entry = DirEntry {
+                ino: node.ino,
+                kind: node.kind,
+                name,
+                cookie,
+            };
             let taken = each(&entry, &attr);
             if taken && cookie > DOTDOT {
                 self.table.count(node);
@@ -112,7 +122,9 @@ impl Union {
                 let tree = self.read_tree();
                 let index = self.index(&tree, &node)?;
                 let after = index.after(cookie - UPPER).take(BATCH);
-                after.map(|(seq, name, h)| (seq, name.into(), h.object.is_some())).collect()
+                after
+                    .map(|(seq, name, h)| (seq, name.into(), h.object.is_some()))
+                    .collect()
             };
             let Some((last, ..)) = names.last() else {
                 return Ok(());

@@ -100,7 +100,10 @@ impl Union {
     ) -> Result<()> {
         let only_below = {
             let state = node.state.read();
-            state.links.iter().any(|l| l.is(parent, name) && !l.in_upper)
+            state
+                .links
+                .iter()
+                .any(|l| l.is(parent, name) && !l.in_upper)
                 && (state.upper || node.lower.as_ref().is_some_and(|l| l.stat.st_nlink > 1))
         };
         if only_below && !node.is_dir() {
@@ -122,8 +125,12 @@ impl Union {
             Some(h) if h.object.is_none() => return Ok(None),
             held => held.is_some(),
         };
-        let known =
-            node.state.read().links.iter().any(|l| l.is(parent, name) && l.in_upper == in_upper);
+        let known = node
+            .state
+            .read()
+            .links
+            .iter()
+            .any(|l| l.is(parent, name) && l.in_upper == in_upper);
         Ok(known.then_some(in_upper))
     }
 
@@ -256,8 +263,14 @@ impl Union {
         match upper.style {
             Style::Overlay => {
                 let temp = upper.prepare_whiteout()?;
-                name::renameat(temp.fd(), &temp.name, at.fd(), &at.name, libc::RENAME_EXCHANGE)
-                    .op("hide directory")?;
+                name::renameat(
+                    temp.fd(),
+                    &temp.name,
+                    at.fd(),
+                    &at.name,
+                    libc::RENAME_EXCHANGE,
+                )
+                .op("hide directory")?;
                 Ok(Some(temp))
             }
             Style::Wh => {

@@ -43,8 +43,14 @@ impl Union {
         new_name: &OsStr,
         kind: RenameKind,
     ) -> Result<()> {
-        let from = Spot { parent: self.table.get(parent)?, name: name.as_bytes() };
-        let to = Spot { parent: self.table.get(new_parent)?, name: new_name.as_bytes() };
+        let from = Spot {
+            parent: self.table.get(parent)?,
+            name: name.as_bytes(),
+        };
+        let to = Spot {
+            parent: self.table.get(new_parent)?,
+            name: new_name.as_bytes(),
+        };
         let job = Move { from, to, kind };
         while !self.try_rename(&job)? {}
         Ok(())
@@ -113,7 +119,9 @@ impl Union {
             }
         };
         if exchange {
-            let Some(target) = &target else { return Ok(false) };
+            let Some(target) = &target else {
+                return Ok(false);
+            };
             if !target_in_upper {
                 return Ok(false);
             }
@@ -124,8 +132,14 @@ impl Union {
         if let (Some(target), Some(inside)) = (&target, &inside) {
             self.require_empty(&tree, target, inside)?;
         }
-        let rest =
-            self.replace(&tree, job, &source, target.as_ref(), target_in_upper, from_below)?;
+        let rest = self.replace(
+            &tree,
+            job,
+            &source,
+            target.as_ref(),
+            target_in_upper,
+            from_below,
+        )?;
         drop(tree);
         drop(rest);
         if let Some(ino) = target.map(|t| t.ino) {
@@ -180,10 +194,14 @@ impl Union {
 
     /// Records that a node stands under a name now.
     fn moved_in(&self, tree: &Tree<'_>, node: &Arc<Node>, at: &Spot<'_>) -> Result<()> {
-        self.index(tree, &at.parent)?.set(at.name, Some(node.kind.dtype()), false);
+        self.index(tree, &at.parent)?
+            .set(at.name, Some(node.kind.dtype()), false);
         node.add_link(&at.parent, at.name, true);
         if !node.is_local() {
-            at.parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);
+            at.parent
+                .as_dir()?
+                .homegrown
+                .store(false, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -205,9 +223,10 @@ impl Union {
         let mut rest = None;
         let mut leaving = None;
         let device = match job.kind {
-            RenameKind::Whiteout => {
-                Some(self.prepare_device(&At { dir: a.dir.clone(), name: Vec::new() })?)
-            }
+            RenameKind::Whiteout => Some(self.prepare_device(&At {
+                dir: a.dir.clone(),
+                name: Vec::new(),
+            })?),
             _ => None,
         };
         if let Some(target) = target {
@@ -252,7 +271,8 @@ impl Union {
             self.left(target, &to.parent, to.name, leaving)?;
         }
         let device = leaves_device.then_some(libc::DT_CHR);
-        self.index(tree, &from.parent)?.set(from.name, device, device.is_none() && from_below);
+        self.index(tree, &from.parent)?
+            .set(from.name, device, device.is_none() && from_below);
         source.drop_link(&from.parent, from.name);
         self.moved_in(tree, source, to)?;
         if upper.wh_is_mark() {
@@ -315,7 +335,11 @@ impl Union {
         }
         let mut whiteout = upper.prepare_whiteout()?;
         rename(libc::RENAME_EXCHANGE).op("rename")?;
-        let flags = if source.is_dir() { libc::RENAME_EXCHANGE } else { 0 };
+        let flags = if source.is_dir() {
+            libc::RENAME_EXCHANGE
+        } else {
+            0
+        };
         whiteout.publish(a, flags)
     }
 
@@ -331,7 +355,11 @@ impl Union {
         let upper = self.upper()?;
         if upper.style == Style::Wh {
             name::renameat(b.fd(), &b.name, a.fd(), &a.name, 0).op("rename")?;
-            return if from_below { upper.clear_wh(a.fd(), from.name) } else { Ok(()) };
+            return if from_below {
+                upper.clear_wh(a.fd(), from.name)
+            } else {
+                Ok(())
+            };
         }
         if !from_below {
             name::mknodat(a.fd(), &a.name, libc::S_IFCHR, 0).op("make whiteout")?;

@@ -29,7 +29,9 @@ impl Union {
             Some(upper) => upper.root.clone(),
             None => {
                 let roots = self.lowers.roots();
-                let top = roots.first().ok_or_else(|| Error::new(libc::EIO, "no layer"))?;
+                let top = roots
+                    .first()
+                    .ok_or_else(|| Error::new(libc::EIO, "no layer"))?;
                 self.lowers.fd(top)?
             }
         };
@@ -45,7 +47,10 @@ impl Union {
             namelen: 255,
             frsize: narrow(s.f_frsize),
         };
-        *self.statfs.lock() = Some(Kept { at: Instant::now(), answer });
+        *self.statfs.lock() = Some(Kept {
+            at: Instant::now(),
+            answer,
+        });
         Ok(answer)
     }
 }

@@ -35,9 +35,17 @@ struct Entry {
 
 impl Table {
     pub fn new(root: Node) -> Table {
-        let table = Table { shards: (0..SHARDS).map(|_| Mutex::default()).collect() };
+        let table = Table {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+        };
         let node = Arc::new(root);
-        table.shard(ROOT).lock().nodes.insert(ROOT, Entry { node, lookups: u64::MAX / 2 });
+        table.shard(ROOT).lock().nodes.insert(
+            ROOT,
+            Entry {
+                node,
+                lookups: u64::MAX / 2,
+            },
+        );
         table
     }
 
@@ -48,27 +56,36 @@ impl Table {
 
     /// The node, if it is known.
     pub fn find(&self, ino: Ino) -> Option<Arc<Node>> {
-        self.shard(ino).lock().nodes.get(&ino).map(|e| e.node.clone())
+        self.shard(ino)
+            .lock()
+            .nodes
+            .get(&ino)
+            .map(|e| e.node.clone())
     }
 
     /// The node; ESTALE for a number that nobody was given.
     pub fn get(&self, ino: Ino) -> Result<Arc<Node>> {
-        self.find(ino).ok_or_else(|| Error::new(libc::ESTALE, "unknown node"))
+        self.find(ino)
+            .ok_or_else(|| Error::new(libc::ESTALE, "unknown node"))
     }
 
     /// The node of that number, made if it is new.
     pub fn intern(&self, ino: Ino, make: impl FnOnce() -> Node) -> Arc<Node> {
         let mut shard = self.shard(ino).lock();
-        let entry =
-            shard.nodes.entry(ino).or_insert_with(|| Entry { node: Arc::new(make()), lookups: 0 });
+        let entry = shard.nodes.entry(ino).or_insert_with(|| Entry {
+            node: Arc::new(make()),
+            lookups: 0,
+        });
         entry.node.clone()
     }
 
     /// Counts a lookup.
     pub fn count(&self, node: &Arc<Node>) {
         let mut shard = self.shard(node.ino).lock();
-        let entry =
-            shard.nodes.entry(node.ino).or_insert_with(|| Entry { node: node.clone(), lookups: 0 });
+        let entry = shard.nodes.entry(node.ino).or_insert_with(|| Entry {
+            node: node.clone(),
+            lookups: 0,
+        });
         entry.lookups += 1;
     }
 
@@ -85,7 +102,12 @@ impl Table {
             } else {
                 shard.forgets = 0;
                 let unused = |e: &&Entry| e.lookups == 0;
-                shard.nodes.values().filter(unused).map(|e| e.node.ino).collect()
+                shard
+                    .nodes
+                    .values()
+                    .filter(unused)
+                    .map(|e| e.node.ino)
+                    .collect()
             }
         };
         for ino in idle {

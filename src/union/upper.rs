@@ -74,11 +74,15 @@ impl Upper {
         let base = open_dir(&spec.work, "open work directory")?;
         let (in_upper, in_work) = (stat_of(&root, &spec.upper)?, stat_of(&base, &spec.work)?);
         if in_upper.st_dev != in_work.st_dev {
-            return Err(Error::new(libc::EXDEV, "work directory and upper on two file systems")
-                .at(&spec.work));
+            return Err(
+                Error::new(libc::EXDEV, "work directory and upper on two file systems")
+                    .at(&spec.work),
+            );
         }
         for (fd, path) in [(&root, &spec.upper), (&base, &spec.work)] {
-            file::lock_exclusive(fd.as_fd()).op("lock").map_err(|e| e.at(path))?;
+            file::lock_exclusive(fd.as_fd())
+                .op("lock")
+                .map_err(|e| e.at(path))?;
         }
         if meta::fstatat(base.as_fd(), VOLATILE).is_ok() {
             let why = "upper was not synced when its last mount was cut off; discard it";
@@ -158,13 +162,21 @@ impl Upper {
     }
 
     pub fn root_place(&self) -> At {
-        At { dir: self.root.clone(), name: Vec::new() }
+        At {
+            dir: self.root.clone(),
+            name: Vec::new(),
+        }
     }
 
     /// Whether nothing was ever written to the upper.
     pub fn is_empty(&self) -> Result<bool> {
-        let fd = file::openat(self.root.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
-            .op("open upper")?;
+        let fd = file::openat(
+            self.root.as_fd(),
+            b".",
+            libc::O_RDONLY | libc::O_DIRECTORY,
+            0,
+        )
+        .op("open upper")?;
         let mut any = false;
         // What mkfs made is nobody's work.
         let mut look = |name: &[u8], _, _| any |= name != b"lost+found";
@@ -229,7 +241,10 @@ impl Upper {
 
     /// The index entry of a file that had several names in its lower.
     pub fn index_place(&self, ino: Ino) -> Result<At> {
-        Ok(At { dir: self.index.clone(), name: format!("{ino:016x}").into_bytes() })
+        Ok(At {
+            dir: self.index.clone(),
+            name: format!("{ino:016x}").into_bytes(),
+        })
     }
 
     pub fn kept_dir(&self, node: &Node) -> Option<Arc<OwnedFd>> {
@@ -259,7 +274,9 @@ impl Upper {
     fn remember_index(&self) -> Result<()> {
         let mut found = Vec::new();
         dirent::read_dir(self.index.as_fd(), |name, _, upper_ino| {
-            let ino = std::str::from_utf8(name).ok().and_then(|n| u64::from_str_radix(n, 16).ok());
+            let ino = std::str::from_utf8(name)
+                .ok()
+                .and_then(|n| u64::from_str_radix(n, 16).ok());
             found.extend(ino.map(|ino| (upper_ino, ino)));
         })
         .op("read index")?;
@@ -320,9 +337,13 @@ fn abilities(base: &OwnedFd, work: &OwnedFd) -> Result<Probe> {
 }
 
 fn open_dir(path: &Path, op: &'static str) -> Result<OwnedFd> {
-    file::open_path(path, libc::O_RDONLY | libc::O_DIRECTORY).op(op).map_err(|e| e.at(path))
+    file::open_path(path, libc::O_RDONLY | libc::O_DIRECTORY)
+        .op(op)
+        .map_err(|e| e.at(path))
 }
 
 fn stat_of(fd: &OwnedFd, path: &Path) -> Result<meta::Stat> {
-    meta::fstatat(fd.as_fd(), b"").op("stat").map_err(|e| e.at(path))
+    meta::fstatat(fd.as_fd(), b"")
+        .op("stat")
+        .map_err(|e| e.at(path))
 }

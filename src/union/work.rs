@@ -24,11 +24,18 @@ pub struct Temp<'a> {
 
 impl<'a> Temp<'a> {
     pub fn new(upper: &'a Upper) -> Temp<'a> {
-        Temp { upper, name: upper.temp_name(), moved: false }
+        Temp {
+            upper,
+            name: upper.temp_name(),
+            moved: false,
+        }
     }
 
     pub fn place(&self) -> At {
-        At { dir: self.upper.work.clone(), name: self.name.clone() }
+        At {
+            dir: self.upper.work.clone(),
+            name: self.name.clone(),
+        }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -168,7 +175,10 @@ impl Probe {
             Space::None => "none",
         };
         let word = |has, word| if has { word } else { "-" };
-        let (whiteout, devices) = (word(self.whiteout, "whiteouts"), word(self.devices, "devices"));
+        let (whiteout, devices) = (
+            word(self.whiteout, "whiteouts"),
+            word(self.devices, "devices"),
+        );
         format!("{space} {whiteout} {devices}\n")
     }
 
@@ -182,7 +192,11 @@ impl Probe {
             _ => return None,
         };
         let whiteout = words.next()? == "whiteouts";
-        Some(Probe { whiteout, devices: words.next()? == "devices", space })
+        Some(Probe {
+            whiteout,
+            devices: words.next()? == "devices",
+            space,
+        })
     }
 }
 
@@ -193,25 +207,46 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
         .op("write to work directory")?;
     let mut space = Space::None;
     // In the unions' own part of the namespaces: a file system may refuse just that one.
-    for (key, found) in
-        [(c"user.overlay.probe", Space::User), (c"trusted.overlay.probe", Space::Trusted)]
-    {
+    for (key, found) in [
+        (c"user.overlay.probe", Space::User),
+        (c"trusted.overlay.probe", Space::Trusted),
+    ] {
         if can(xattr::set(dir, b"probe", key, b"y", 0))? {
             space = found;
         }
     }
     // A whiteout has to change places with what it hides.
     let whiteout = can(name::mknodat(dir, b"whiteout", libc::S_IFCHR, 0))?
-        && can(name::renameat(dir, b"whiteout", dir, b"probe", libc::RENAME_EXCHANGE))?;
-    let devices = can(name::mknodat(dir, b"device", libc::S_IFCHR, libc::makedev(1, 3)))?;
+        && can(name::renameat(
+            dir,
+            b"whiteout",
+            dir,
+            b"probe",
+            libc::RENAME_EXCHANGE,
+        ))?;
+    let devices = can(name::mknodat(
+        dir,
+        b"device",
+        libc::S_IFCHR,
+        libc::makedev(1, 3),
+    ))?;
     clean(dir)?;
-    Ok(Probe { whiteout, devices, space })
+    Ok(Probe {
+        whiteout,
+        devices,
+        space,
+    })
 }
 
 /// Whether it worked; an error that says nothing about abilities is passed on.
 fn can(result: std::io::Result<()>) -> Result<bool> {
     match result {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)) => {
+        Err(e)
+            if matches!(
+                e.raw_os_error(),
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+            ) =>
+        {
             Err(e).op("write to work directory")
         }
         other => Ok(other.is_ok()),

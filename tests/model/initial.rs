@@ -68,16 +68,31 @@ pub fn any() -> impl Strategy<Value = Initial> {
         1 => Just(Said::Opq),
         1 => Just(Said::Opaque),
     ];
-    let attrs = (0..4usize, prop::bool::weighted(0.2), prop::bool::weighted(0.2));
+    let attrs = (
+        0..4usize,
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.2),
+    );
     let item = (vec(0..NAMES.len(), 1..4), said, attrs).prop_map(|(path, said, attrs)| {
         let (mode, foreign, xattr) = attrs;
-        Item { path, said, mode, foreign, xattr }
+        Item {
+            path,
+            said,
+            mode,
+            foreign,
+            xattr,
+        }
     });
     let more = (prop::arbitrary::any::<Index>(), 0..3usize, 0..LINKS.len())
         .prop_map(|(of, up, name)| More { of, up, name });
     let upper = prop::bool::weighted(0.2);
-    (vec(vec(item, 0..8), 1..4), vec(more, 0..3), upper)
-        .prop_map(|(layers, links, upper)| Initial { layers, links, upper })
+    (vec(vec(item, 0..8), 1..4), vec(more, 0..3), upper).prop_map(|(layers, links, upper)| {
+        Initial {
+            layers,
+            links,
+            upper,
+        }
+    })
 }
 
 impl Initial {
@@ -92,7 +107,10 @@ impl Initial {
         if self.upper {
             disks.insert(0, &upper);
         }
-        let mut whole = Whole { disk: whole, owners: BTreeMap::new() };
+        let mut whole = Whole {
+            disk: whole,
+            owners: BTreeMap::new(),
+        };
         for (layer, items) in self.layers.iter().enumerate().rev() {
             for item in items {
                 build(disks[layer], item);
@@ -104,7 +122,11 @@ impl Initial {
         }
         let mut story = String::new();
         for (layer, disk) in disks.iter().enumerate() {
-            let name = if self.upper && layer == 0 { "the upper" } else { "a layer" };
+            let name = if self.upper && layer == 0 {
+                "the upper"
+            } else {
+                "a layer"
+            };
             write!(story, "{name}, {layer} from the top:\n{:?}", disk.tree()).unwrap();
         }
         story
@@ -112,7 +134,9 @@ impl Initial {
 }
 
 fn path_of(item: &Item) -> String {
-    item.path.iter().fold(String::new(), |path, name| join(&path, NAMES[*name]))
+    item.path
+        .iter()
+        .fold(String::new(), |path, name| join(&path, NAMES[*name]))
 }
 
 fn build(disk: &Disk, item: &Item) {
@@ -170,7 +194,8 @@ impl Whole<'_> {
     fn remove(&mut self, path: &str) {
         self.disk.remove(path);
         let below = format!("{path}/");
-        self.owners.retain(|p, _| p != path && !p.starts_with(&below));
+        self.owners
+            .retain(|p, _| p != path && !p.starts_with(&below));
     }
 
     fn lay(&mut self, layer: &Disk, index: usize, dir: &str) {

@@ -14,7 +14,12 @@ use crate::support::{Fs, Merged, Tree, is_root};
 const NAMES: [&str; 7] = ["a", "b", "c", "d", "l0", ".wh.a", ".wh..wh..opq"];
 const MODES: [u32; 5] = [0o644, 0o600, 0o755, 0o4755, 0o2775];
 const SIZES: [u64; 4] = [0, 3, 5000, 12_000];
-const KEYS: [&str; 4] = ["user.a", "user.b", "user.overlay.x", "trusted.overlay.opaque"];
+const KEYS: [&str; 4] = [
+    "user.a",
+    "user.b",
+    "user.overlay.x",
+    "trusted.overlay.opaque",
+];
 const SLOTS: usize = 3;
 
 /// Which path.
@@ -213,7 +218,10 @@ impl fmt::Debug for Out {
             Out::Done => write!(f, "done"),
             Out::Handle(fh) => write!(f, "handle {fh}"),
             Out::Data(data) => {
-                let runs = data.chunk_by(|a, b| a == b).take(20).map(|r| (r[0], r.len()));
+                let runs = data
+                    .chunk_by(|a, b| a == b)
+                    .take(20)
+                    .map(|r| (r[0], r.len()));
                 write!(f, "{} bytes: {:?}", data.len(), runs.collect::<Vec<_>>())
             }
         }
@@ -240,8 +248,11 @@ fn kind(tree: &Tree, path: &str) -> Option<Kind> {
 impl Pick {
     fn path(&self, tree: &Tree) -> String {
         let all = known(tree);
-        let dirs: Vec<&str> =
-            tree.paths().into_iter().filter(|p| kind(tree, p) == Some(Kind::Dir)).collect();
+        let dirs: Vec<&str> = tree
+            .paths()
+            .into_iter()
+            .filter(|p| kind(tree, p) == Some(Kind::Dir))
+            .collect();
         match self {
             Pick::Known(i) if !all.is_empty() => (*i.get(&all)).to_owned(),
             Pick::Known(_) => NAMES[0].to_owned(),
@@ -258,7 +269,10 @@ impl Op {
         if let Op::Empty(p) = self {
             return empty(tree, &p.path(tree));
         }
-        self.on_names(tree).or_else(|| self.on_object(tree, files)).into_iter().collect()
+        self.on_names(tree)
+            .or_else(|| self.on_object(tree, files))
+            .into_iter()
+            .collect()
     }
 
     fn on_names(&self, tree: &Tree) -> Option<Step> {
@@ -268,8 +282,11 @@ impl Op {
             Op::Symlink(p) => Step::Symlink(p.path(tree)),
             Op::Mknod(p, k) => {
                 let device = (libc::S_IFCHR | 0o600, [0, 0, libc::makedev(1, 3)][*k]);
-                let (mode, rdev) =
-                    if *k == 0 || !is_root() { (libc::S_IFIFO | 0o600, 0) } else { device };
+                let (mode, rdev) = if *k == 0 || !is_root() {
+                    (libc::S_IFIFO | 0o600, 0)
+                } else {
+                    device
+                };
                 Step::Mknod(p.path(tree), mode, rdev)
             }
             Op::Unlink(p) => Step::Unlink(p.path(tree)),
@@ -316,13 +333,21 @@ impl Op {
 
 fn key(index: usize) -> &'static str {
     let key = KEYS[index];
-    if key.starts_with("trusted.") && !is_root() { KEYS[0] } else { key }
+    if key.starts_with("trusted.") && !is_root() {
+        KEYS[0]
+    } else {
+        key
+    }
 }
 
 /// None where one path leads through the other: the kernel answers that itself.
 fn rename(from: &str, to: &str, kind: RenameKind) -> Option<Step> {
     let within = |a: &str, b: &str| a.starts_with(&format!("{b}/"));
-    let kind = if kind == RenameKind::Whiteout && !is_root() { RenameKind::Replace } else { kind };
+    let kind = if kind == RenameKind::Whiteout && !is_root() {
+        RenameKind::Replace
+    } else {
+        kind
+    };
     let apart = !within(from, to) && !within(to, from);
     apart.then(|| Step::Rename(from.to_owned(), to.to_owned(), kind))
 }

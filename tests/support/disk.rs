@@ -33,11 +33,18 @@ fn key(key: &str) -> CString {
 impl Disk {
     pub fn new(path: &Path) -> Disk {
         let root = file::open_path(path, libc::O_PATH | libc::O_DIRECTORY).unwrap();
-        Disk { root, open: RefCell::default(), next: Cell::new(1) }
+        Disk {
+            root,
+            open: RefCell::default(),
+            next: Cell::new(1),
+        }
     }
 
     fn dir(&self, path: &str) -> Res<OwnedFd> {
-        let mut fd = ok(file::reopen(self.root.as_fd(), libc::O_PATH | libc::O_DIRECTORY))?;
+        let mut fd = ok(file::reopen(
+            self.root.as_fd(),
+            libc::O_PATH | libc::O_DIRECTORY,
+        ))?;
         for name in components(path) {
             // Without O_DIRECTORY, so that a symlink is ENOTDIR on the way and not ELOOP.
             let next = ok(file::openat(fd.as_fd(), name.as_bytes(), libc::O_PATH, 0))?;
@@ -56,7 +63,11 @@ impl Disk {
 
     /// Like `at`, and the root is its descriptor without a name.
     fn object<'a>(&self, path: &'a str) -> Res<(OwnedFd, &'a [u8])> {
-        if path.is_empty() { Ok((self.dir("")?, b"")) } else { self.at(path) }
+        if path.is_empty() {
+            Ok((self.dir("")?, b""))
+        } else {
+            self.at(path)
+        }
     }
 
     fn keep(&self, fd: OwnedFd) -> u64 {
@@ -157,7 +168,8 @@ impl Disk {
 
     /// An opaque directory as overlayfs has it.
     pub fn with_opaque(&self, path: &str) -> &Self {
-        self.with_dir(path, 0o755).with_xattr(path, &opaque_key(), "y")
+        self.with_dir(path, 0o755)
+            .with_xattr(path, &opaque_key(), "y")
     }
 
     /// An opaque directory as image archives have it.
@@ -180,7 +192,10 @@ pub fn kind_of(mode: u32) -> Kind {
 }
 
 fn attr_of(stat: &Stat) -> Attr {
-    let time = |sec, nsec| Time { sec, nsec: u32::try_from(nsec).unwrap() };
+    let time = |sec, nsec| Time {
+        sec,
+        nsec: u32::try_from(nsec).unwrap(),
+    };
     Attr {
         ino: stat.st_ino,
         kind: kind_of(stat.st_mode),
@@ -234,14 +249,22 @@ impl Fs for Disk {
     fn pread(&self, fh: u64, offset: u64, len: usize) -> Res<Vec<u8>> {
         let mut data = vec![0; len];
         let open = self.open.borrow();
-        let n = ok(file::pread(open.get(&fh).ok_or(Errno::EBADF)?.as_fd(), &mut data, offset))?;
+        let n = ok(file::pread(
+            open.get(&fh).ok_or(Errno::EBADF)?.as_fd(),
+            &mut data,
+            offset,
+        ))?;
         data.truncate(n);
         Ok(data)
     }
 
     fn pwrite(&self, fh: u64, offset: u64, data: &[u8]) -> Res<usize> {
         let open = self.open.borrow();
-        ok(file::pwrite(open.get(&fh).ok_or(Errno::EBADF)?.as_fd(), data, offset))
+        ok(file::pwrite(
+            open.get(&fh).ok_or(Errno::EBADF)?.as_fd(),
+            data,
+            offset,
+        ))
     }
 
     fn close(&self, fh: u64) {
@@ -288,7 +311,13 @@ impl Fs for Disk {
             RenameKind::Exchange => libc::RENAME_EXCHANGE,
             RenameKind::Whiteout => libc::RENAME_WHITEOUT,
         };
-        ok(name::renameat(dir.as_fd(), name, to_dir.as_fd(), to_name, flags))
+        ok(name::renameat(
+            dir.as_fd(),
+            name,
+            to_dir.as_fd(),
+            to_name,
+            flags,
+        ))
     }
 
     fn chmod(&self, path: &str, mode: u32) -> Res<()> {
@@ -309,8 +338,17 @@ impl Fs for Disk {
 
     fn set_mtime(&self, path: &str, sec: i64) -> Res<()> {
         let (dir, name) = self.object(path)?;
-        let keep = libc::timespec { tv_sec: 0, tv_nsec: libc::UTIME_OMIT };
-        let times = [keep, libc::timespec { tv_sec: sec, tv_nsec: 0 }];
+        let keep = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: libc::UTIME_OMIT,
+        };
+        let times = [
+            keep,
+            libc::timespec {
+                tv_sec: sec,
+                tv_nsec: 0,
+            },
+        ];
         ok(meta::utimensat(dir.as_fd(), name, &times))
     }
 

@@ -10,7 +10,11 @@ use super::{Merged, Stack};
 /// EINVAL is what file systems answer that lack a feature, so it leads to the fallbacks. To an
 /// ordinary user it also says that there is no such owner, and the copy lacks set-id bits for good.
 fn errnos() -> &'static [i32] {
-    if super::is_root() { &[libc::EIO, libc::EINVAL] } else { &[libc::EIO] }
+    if super::is_root() {
+        &[libc::EIO, libc::EINVAL]
+    } else {
+        &[libc::EIO]
+    }
 }
 
 /// Far more calls than any operation makes.
@@ -71,7 +75,11 @@ impl Case<'_> {
         let merged = self.start(stack, cold);
         (self.act)(&merged).unwrap();
         let new = merged.tree();
-        super::assert_same(&stack.reopen(merged).tree(), &new, "without a fault, reopened");
+        super::assert_same(
+            &stack.reopen(merged).tree(),
+            &new,
+            "without a fault, reopened",
+        );
         (old, new)
     }
 
@@ -89,9 +97,13 @@ impl Case<'_> {
         let result = (self.act)(&merged);
         let struck = !fault::disarm();
         let what = format!("{what}, returned {result:?}");
-        let live = merged.try_tree().unwrap_or_else(|e| panic!("{what}, afterwards: {e}"));
+        let live = merged
+            .try_tree()
+            .unwrap_or_else(|e| panic!("{what}, afterwards: {e}"));
         let next = stack.reopen(merged);
-        let tree = next.try_tree().unwrap_or_else(|e| panic!("{what}, reopened: {e}"));
+        let tree = next
+            .try_tree()
+            .unwrap_or_else(|e| panic!("{what}, reopened: {e}"));
         let is_new = one_of(&tree, ends, &format!("{what}, reopened"));
         assert!(is_new || result.is_err(), "{what}, and nothing was done");
         match self.live {
@@ -113,7 +125,10 @@ fn one_of(got: &Tree, (old, new): (&Tree, &Tree), what: &str) -> bool {
         return old == new;
     }
     if let Some(text) = difference(got, new) {
-        panic!("{what}: neither the old tree nor the new one\n{text}old:\n{}", old.against(got));
+        panic!(
+            "{what}: neither the old tree nor the new one\n{text}old:\n{}",
+            old.against(got)
+        );
     }
     true
 }

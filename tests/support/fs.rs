@@ -109,10 +109,27 @@ pub struct Entry {
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Entry { kind, mode, uid, gid, nlink, rdev, size, .. } = self;
-        write!(f, "{kind:?} {mode:04o} {uid}:{gid} nlink={nlink} rdev={rdev:x} size={size}")?;
+        let Entry {
+            kind,
+            mode,
+            uid,
+            gid,
+            nlink,
+            rdev,
+            size,
+            ..
+        } = self;
+        write!(
+            f,
+            "{kind:?} {mode:04o} {uid}:{gid} nlink={nlink} rdev={rdev:x} size={size}"
+        )?;
         let shown = self.data.get(..24).unwrap_or(&self.data);
-        write!(f, " {:?} as {:?}", String::from_utf8_lossy(shown), self.same_as)?;
+        write!(
+            f,
+            " {:?} as {:?}",
+            String::from_utf8_lossy(shown),
+            self.same_as
+        )?;
         for (key, value) in &self.xattrs {
             write!(f, " {key}={:?}", String::from_utf8_lossy(value))?;
         }
@@ -133,7 +150,10 @@ impl Tree {
     ) -> Result<(), String> {
         let failed = |what: &'static str| move |e: Errno| format!("{what} {path:?}: {e}");
         let attr = fs.stat(path).map_err(failed("stat"))?;
-        let same_as = first.entry(attr.ino).or_insert_with(|| path.to_owned()).clone();
+        let same_as = first
+            .entry(attr.ino)
+            .or_insert_with(|| path.to_owned())
+            .clone();
         let mut entry = Entry {
             kind: attr.kind,
             mode: attr.mode,
@@ -168,7 +188,11 @@ impl Tree {
     /// One line for each path, those that are not the same in the other tree marked.
     pub fn against(&self, other: &Tree) -> String {
         let line = |(path, entry): (&String, &Entry)| {
-            let mark = if other.0.get(path) == Some(entry) { ' ' } else { '*' };
+            let mark = if other.0.get(path) == Some(entry) {
+                ' '
+            } else {
+                '*'
+            };
             format!("{mark} {path:?}: {entry}\n")
         };
         self.0.iter().map(line).collect()
@@ -188,8 +212,11 @@ impl fmt::Debug for Tree {
 /// The attributes of the namespaces that tests use; a machine may add others to every file.
 fn xattrs<F: Fs + ?Sized>(fs: &F, path: &str) -> Res<BTreeMap<String, Vec<u8>>> {
     let keys = fs.listxattr(path)?;
-    let ours = keys.into_iter().filter(|k| k.starts_with("user.") || k.starts_with("trusted."));
-    ours.map(|key| fs.getxattr(path, &key).map(|value| (key, value))).collect()
+    let ours = keys
+        .into_iter()
+        .filter(|k| k.starts_with("user.") || k.starts_with("trusted."));
+    ours.map(|key| fs.getxattr(path, &key).map(|value| (key, value)))
+        .collect()
 }
 
 /// Both trees whole, if they differ.
@@ -206,7 +233,11 @@ pub fn assert_same(got: &Tree, want: &Tree, what: &str) {
 }
 
 pub fn join(dir: &str, name: &str) -> String {
-    if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") }
+    if dir.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{dir}/{name}")
+    }
 }
 
 /// The directory and the name in it; EBUSY for the root, which has none.

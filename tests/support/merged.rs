@@ -26,8 +26,15 @@ pub fn ok<T>(result: Result<T, Error>) -> Res<T> {
 
 impl Merged {
     pub fn new(union: Union) -> Merged {
-        let (uid, gid) = (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw());
-        Merged { union, caller: Caller { uid, gid, umask: 0 }, lookups: RefCell::default() }
+        let (uid, gid) = (
+            nix::unistd::geteuid().as_raw(),
+            nix::unistd::getegid().as_raw(),
+        );
+        Merged {
+            union,
+            caller: Caller { uid, gid, umask: 0 },
+            lookups: RefCell::default(),
+        }
     }
 
     /// The number of the object under a path; its lookups stay counted.
@@ -105,7 +112,11 @@ impl Fs for Merged {
         let mut names = Vec::new();
         for (name, ino, kind) in found.into_iter().skip(2) {
             let attr = self.child(dir, &name)?;
-            assert_eq!((attr.ino, attr.kind), (ino, kind), "readdir and lookup: {path}/{name}");
+            assert_eq!(
+                (attr.ino, attr.kind),
+                (ino, kind),
+                "readdir and lookup: {path}/{name}"
+            );
             names.push(name);
         }
         names.sort();
@@ -147,7 +158,10 @@ impl Fs for Merged {
 
     fn symlink(&self, target: &str, path: &str) -> Res<()> {
         let (dir, name) = self.at(path)?;
-        self.made(self.union.symlink(&self.caller, dir, name, target.as_bytes()))
+        self.made(
+            self.union
+                .symlink(&self.caller, dir, name, target.as_bytes()),
+        )
     }
 
     fn mknod(&self, path: &str, mode: u32, rdev: u64) -> Res<()> {
@@ -178,25 +192,52 @@ impl Fs for Merged {
     }
 
     fn chmod(&self, path: &str, mode: u32) -> Res<()> {
-        self.setattr(path, &SetAttr { mode: Some(mode), ..SetAttr::default() })
+        self.setattr(
+            path,
+            &SetAttr {
+                mode: Some(mode),
+                ..SetAttr::default()
+            },
+        )
     }
 
     fn chown(&self, path: &str, uid: u32, gid: u32) -> Res<()> {
-        self.setattr(path, &SetAttr { uid: Some(uid), gid: Some(gid), ..SetAttr::default() })
+        self.setattr(
+            path,
+            &SetAttr {
+                uid: Some(uid),
+                gid: Some(gid),
+                ..SetAttr::default()
+            },
+        )
     }
 
     fn truncate(&self, path: &str, size: u64) -> Res<()> {
-        self.setattr(path, &SetAttr { size: Some(size), ..SetAttr::default() })
+        self.setattr(
+            path,
+            &SetAttr {
+                size: Some(size),
+                ..SetAttr::default()
+            },
+        )
     }
 
     fn set_mtime(&self, path: &str, sec: i64) -> Res<()> {
         let mtime = Some(SetTime::At(Time { sec, nsec: 0 }));
-        self.setattr(path, &SetAttr { mtime, ..SetAttr::default() })
+        self.setattr(
+            path,
+            &SetAttr {
+                mtime,
+                ..SetAttr::default()
+            },
+        )
     }
 
     fn setxattr(&self, path: &str, key: &str, value: &[u8], flags: i32) -> Res<()> {
         let ino = self.walk(path)?;
-        ok(self.union.setxattr(&self.caller, ino, OsStr::new(key), value, flags))
+        ok(self
+            .union
+            .setxattr(&self.caller, ino, OsStr::new(key), value, flags))
     }
 
     fn getxattr(&self, path: &str, key: &str) -> Res<Vec<u8>> {

@@ -88,8 +88,14 @@ impl Stack {
     }
 
     pub fn config(&self) -> UnionConfig {
-        let lower = |i| LowerSpec { identity: format!("layer {i}"), path: self.lower_path(i) };
-        let upper = UpperSpec { upper: self.path("upper"), work: self.path("work") };
+        let lower = |i| LowerSpec {
+            identity: format!("layer {i}"),
+            path: self.lower_path(i),
+        };
+        let upper = UpperSpec {
+            upper: self.path("upper"),
+            work: self.path("work"),
+        };
         UnionConfig {
             lowers: (0..self.lowers.len()).map(lower).collect(),
             upper: (!self.read_only).then_some(upper),
@@ -140,11 +146,16 @@ pub fn temp_dir() -> TempDir {
         None if holds_marks(Path::new("/dev/shm")) => "/dev/shm".into(),
         None => std::env::temp_dir(),
     });
-    tempfile::Builder::new().prefix("cvmfs-union-test").tempdir_in(base).unwrap()
+    tempfile::Builder::new()
+        .prefix("cvmfs-union-test")
+        .tempdir_in(base)
+        .unwrap()
 }
 
 fn holds_marks(path: &Path) -> bool {
-    let Ok(dir) = tempfile::tempdir_in(path) else { return false };
+    let Ok(dir) = tempfile::tempdir_in(path) else {
+        return false;
+    };
     let disk = Disk::new(dir.path());
     disk.mknod("whiteout", libc::S_IFCHR, 0).is_ok()
         && disk.write("file", b"").is_ok()
@@ -167,5 +178,7 @@ pub fn opaque_key() -> String {
 /// The names of a list in which each is ended by a NUL.
 pub fn xattr_list(list: &[u8]) -> Vec<String> {
     let names = list.split(|b| *b == 0).filter(|k| !k.is_empty());
-    names.map(|k| String::from_utf8(k.to_vec()).unwrap()).collect()
+    names
+        .map(|k| String::from_utf8(k.to_vec()).unwrap())
+        .collect()
 }

@@ -13,7 +13,10 @@ fn set(merged: &Merged, path: &str, set: &SetAttr) {
 #[test]
 fn a_new_upper_takes_on_the_attributes_of_the_root() {
     let stack = Stack::new(2);
-    stack.lower(0).with_mode("", 0o750).with_xattr("", "user.a", "root");
+    stack
+        .lower(0)
+        .with_mode("", 0o750)
+        .with_xattr("", "user.a", "root");
     let merged = stack.mount();
     assert_eq!(merged.stat("").unwrap().mode, 0o750);
     merged.chmod("", 0o711).unwrap();
@@ -27,12 +30,39 @@ fn times_are_set_one_by_one() {
     let stack = Stack::new(2);
     sample(&stack);
     let merged = stack.mount();
-    let (old, past) = (Time { sec: -5, nsec: 7 }, Time { sec: 1 << 31, nsec: 999_999_999 });
-    set(&merged, "plain", &SetAttr { atime: Some(SetTime::At(past)), ..SetAttr::default() });
-    set(&merged, "plain", &SetAttr { mtime: Some(SetTime::At(old)), ..SetAttr::default() });
+    let (old, past) = (
+        Time { sec: -5, nsec: 7 },
+        Time {
+            sec: 1 << 31,
+            nsec: 999_999_999,
+        },
+    );
+    set(
+        &merged,
+        "plain",
+        &SetAttr {
+            atime: Some(SetTime::At(past)),
+            ..SetAttr::default()
+        },
+    );
+    set(
+        &merged,
+        "plain",
+        &SetAttr {
+            mtime: Some(SetTime::At(old)),
+            ..SetAttr::default()
+        },
+    );
     let attr = merged.stat("plain").unwrap();
     assert_eq!((attr.atime, attr.mtime), (past, old));
-    set(&merged, "plain", &SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() });
+    set(
+        &merged,
+        "plain",
+        &SetAttr {
+            mtime: Some(SetTime::Now),
+            ..SetAttr::default()
+        },
+    );
     let attr = merged.stat("plain").unwrap();
     assert!(attr.mtime.sec > 1_600_000_000);
     assert_eq!(attr.atime, past);
@@ -46,7 +76,11 @@ fn the_times_of_parents_change_with_names_only() {
     let merged = stack.mount();
     merged.chmod("dir/file", 0o600).unwrap();
     merged.write("dir/upmost", b"x").unwrap();
-    assert_eq!(merged.stat("dir").unwrap().mtime.sec, 77, "copy-up changes no name");
+    assert_eq!(
+        merged.stat("dir").unwrap().mtime.sec,
+        77,
+        "copy-up changes no name"
+    );
     merged.write("dir/new", b"x").unwrap();
     assert_ne!(merged.stat("dir").unwrap().mtime.sec, 77);
     merged.set_mtime("dir", 78).unwrap();
@@ -70,7 +104,11 @@ fn truncation_by_a_user_drops_set_id_bits() {
     let stack = Stack::new(2);
     sample(&stack);
     let mut merged = stack.mount();
-    merged.caller = Caller { uid: 1000, gid: 1000, umask: 0 };
+    merged.caller = Caller {
+        uid: 1000,
+        gid: 1000,
+        umask: 0,
+    };
     merged.truncate("dir/file", 4).unwrap();
     let attr = merged.stat("dir/file").unwrap();
     assert_eq!((attr.mode, attr.size), (0o755, 4));
@@ -104,7 +142,11 @@ fn truncation_grows_with_zeros() {
 #[test]
 fn directories_count_their_subdirectories() {
     let stack = Stack::new(2);
-    stack.lower(1).with_dir("d/one", 0o755).with_dir("d/two", 0o755).with_file("d/f", "");
+    stack
+        .lower(1)
+        .with_dir("d/one", 0o755)
+        .with_dir("d/two", 0o755)
+        .with_file("d/f", "");
     stack.lower(0).with_dir("d/three", 0o755).with_wh("d/two");
     let merged = stack.mount();
     assert_eq!(merged.stat("d").unwrap().nlink, 4);
@@ -138,12 +180,19 @@ fn a_directory_that_no_archive_held_is_as_the_layer_below_says() {
         return;
     }
     let stack = Stack::new(2);
-    stack.lower(1).with_dir("d", 0o700).with_xattr("d", "user.a", "below").with_mtime("d", 5);
+    stack
+        .lower(1)
+        .with_dir("d", 0o700)
+        .with_xattr("d", "user.a", "below")
+        .with_mtime("d", 5);
     stack.lower(0).with_dir("d", 0o755).with_file("d/f", "");
     stack.lower(0).chown("d", 65534, 65534).unwrap();
     let merged = stack.mount();
     let attr = merged.stat("d").unwrap();
-    assert_eq!((attr.mode, attr.uid, attr.gid, attr.mtime.sec), (0o700, 0, 0, 5));
+    assert_eq!(
+        (attr.mode, attr.uid, attr.gid, attr.mtime.sec),
+        (0o700, 0, 0, 5)
+    );
     assert_eq!(merged.getxattr("d", "user.a").unwrap(), b"below");
     merged.write("d/new", b"").unwrap();
     assert_eq!(stack.reopen(merged).stat("d").unwrap().mode, 0o700);

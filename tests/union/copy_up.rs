@@ -8,7 +8,14 @@ use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack, assert_same, is_root};
 
 fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare: &nothing, act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &nothing,
+        act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 fn write(merged: &Merged, path: &str, offset: u64, data: &[u8]) -> Res<()> {
@@ -36,7 +43,11 @@ fn set_id() -> u32 {
 
 #[test]
 fn a_truncation_fails_at_each_call() {
-    let path = if is_root() { "dir/file" } else { "dir/sub/deep" };
+    let path = if is_root() {
+        "dir/file"
+    } else {
+        "dir/sub/deep"
+    };
     atomic(&|m| m.truncate(path, 0));
     atomic(&|m| m.truncate(path, 5));
 }
@@ -51,7 +62,14 @@ fn a_metadata_copy_fails_at_each_call() {
 fn filling_a_metadata_copy_fails_at_each_call() {
     let prepare = |m: &Merged| m.chmod("dir/file", set_id()).unwrap();
     let act = |m: &Merged| write(m, "dir/file", 2, b"changed");
-    Case { lowers: 2, build: &sample, prepare: &prepare, act: &act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &prepare,
+        act: &act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 #[test]
@@ -66,7 +84,11 @@ fn a_fifo_fails_at_each_call() {
 
 #[test]
 fn a_symlink_fails_at_each_call() {
-    let (uid, gid) = if is_root() { (7, 8) } else { (nix_uid(), nix_gid()) };
+    let (uid, gid) = if is_root() {
+        (7, 8)
+    } else {
+        (nix_uid(), nix_gid())
+    };
     atomic(&|m| m.chown("symlink", uid, gid));
 }
 
@@ -82,21 +104,42 @@ fn nix_gid() -> u32 {
 fn kept(attr: Attr) -> Attr {
     let none = attr.mtime;
     let size = if attr.kind == Kind::Dir { 0 } else { attr.size };
-    Attr { size, blocks: 0, blksize: 0, ctime: none, atime: none, ..attr }
+    Attr {
+        size,
+        blocks: 0,
+        blksize: 0,
+        ctime: none,
+        atime: none,
+        ..attr
+    }
 }
 
 #[test]
 fn the_copy_keeps_number_times_owner_and_attributes() {
     let stack = Stack::new(2);
     sample(&stack);
-    for (path, sec) in [("dir/sub/deep", 1_000_000_001), ("dir/sub", 3), ("dir", 2), ("fifo", 4)] {
+    for (path, sec) in [
+        ("dir/sub/deep", 1_000_000_001),
+        ("dir/sub", 3),
+        ("dir", 2),
+        ("fifo", 4),
+    ] {
         stack.lower(1).with_mtime(path, sec);
     }
     if is_root() {
         stack.lower(1).chown("dir/sub/deep", 1000, 1001).unwrap();
     }
     let merged = stack.mount();
-    let paths = ["dir/sub/deep", "dir/sub", "dir", "fifo", "symlink", "first", "second", "plain"];
+    let paths = [
+        "dir/sub/deep",
+        "dir/sub",
+        "dir",
+        "fifo",
+        "symlink",
+        "first",
+        "second",
+        "plain",
+    ];
     let attrs = |m: &Merged| paths.map(|p| kept(m.stat(p).unwrap()));
     let (before, tree) = (attrs(&merged), merged.tree());
     for path in paths {
@@ -137,12 +180,24 @@ fn an_open_file_without_a_name_is_copied_up() {
         let ino = merged.walk("plain").unwrap();
         let fh = merged.open("plain", libc::O_RDONLY).unwrap();
         merged.unlink("plain").unwrap();
-        let set = SetAttr { mode: Some(0o600), ..Default::default() };
-        let attr = merged.union.setattr(&merged.caller, ino, Some(fh), &set).unwrap();
+        let set = SetAttr {
+            mode: Some(0o600),
+            ..Default::default()
+        };
+        let attr = merged
+            .union
+            .setattr(&merged.caller, ino, Some(fh), &set)
+            .unwrap();
         assert_eq!((attr.mode, attr.nlink, attr.size), (0o600, 0, 5));
         assert_eq!(merged.pread(fh, 0, 100).unwrap(), b"plain");
-        let set = SetAttr { size: Some(2), ..Default::default() };
-        merged.union.setattr(&merged.caller, ino, None, &set).unwrap();
+        let set = SetAttr {
+            size: Some(2),
+            ..Default::default()
+        };
+        merged
+            .union
+            .setattr(&merged.caller, ino, None, &set)
+            .unwrap();
         assert_eq!(merged.pread(fh, 0, 100).unwrap(), b"pl");
         merged.close(fh);
         assert!(!stack.reopen(merged).exists("plain"));
@@ -152,7 +207,11 @@ fn an_open_file_without_a_name_is_copied_up() {
 #[test]
 fn holes_stay_holes() {
     let stack = Stack::new(1);
-    stack.lower(0).with_file("sparse", "head").truncate("sparse", 64 << 20).unwrap();
+    stack
+        .lower(0)
+        .with_file("sparse", "head")
+        .truncate("sparse", 64 << 20)
+        .unwrap();
     let fh = stack.lower(0).open("sparse", libc::O_WRONLY).unwrap();
     stack.lower(0).pwrite(fh, 32 << 20, b"middle").unwrap();
     stack.lower(0).close(fh);
@@ -160,7 +219,11 @@ fn holes_stay_holes() {
     write(&merged, "sparse", 0, b"H").unwrap();
     let attr = stack.upper().stat("sparse").unwrap();
     assert_eq!(attr.size, 64 << 20);
-    assert!(attr.blocks < 1024, "{} blocks for two pieces of data", attr.blocks);
+    assert!(
+        attr.blocks < 1024,
+        "{} blocks for two pieces of data",
+        attr.blocks
+    );
     let fh = merged.open("sparse", libc::O_RDONLY).unwrap();
     assert_eq!(merged.pread(fh, 0, 5).unwrap(), b"Head\0");
     assert_eq!(merged.pread(fh, (32 << 20) - 1, 8).unwrap(), b"\0middle\0");
@@ -174,7 +237,10 @@ fn a_portable_upper_holds_whole_files() {
     sample(&stack);
     let merged = stack.mount();
     merged.chmod("dir/file", 0o600).unwrap();
-    assert_eq!(stack.upper().read("dir/file").unwrap(), b"of the lowest layer");
+    assert_eq!(
+        stack.upper().read("dir/file").unwrap(),
+        b"of the lowest layer"
+    );
 }
 
 #[test]
@@ -198,7 +264,11 @@ fn many_writers_copy_up_once() {
     let stack = Stack::new(2);
     sample(&stack);
     let merged = stack.mount();
-    let (ino, caller, union) = (merged.walk("dir/sub/deep").unwrap(), merged.caller, &merged.union);
+    let (ino, caller, union) = (
+        merged.walk("dir/sub/deep").unwrap(),
+        merged.caller,
+        &merged.union,
+    );
     std::thread::scope(|scope| {
         for i in 0..8u8 {
             scope.spawn(move || {
@@ -218,19 +288,34 @@ fn files_that_may_not_be_written_or_read() {
     for whiteouts in super::DIALECTS {
         for mode in [0o444, 0o400, 0o200, 0o000] {
             let stack = Stack::with(2, whiteouts);
-            stack.lower(1).with_file("dir/first", "data").with_file("dir/second", "data");
+            stack
+                .lower(1)
+                .with_file("dir/first", "data")
+                .with_file("dir/second", "data");
             // The stack reads its lowers at the end, which a user can do with a readable file only.
             let readable = is_root() || mode & 0o400 != 0;
-            stack.lower(1).with_mode("dir/first", if readable { mode } else { 0o400 });
+            stack
+                .lower(1)
+                .with_mode("dir/first", if readable { mode } else { 0o400 });
             let merged = stack.mount();
-            merged.set_mtime("dir/first", 5).unwrap_or_else(|e| panic!("{mode:o}: {e}"));
+            merged
+                .set_mtime("dir/first", 5)
+                .unwrap_or_else(|e| panic!("{mode:o}: {e}"));
             merged.chmod("dir/second", mode).unwrap();
             let merged = stack.reopen(merged);
             for path in ["dir/first", "dir/second"] {
-                let attr = merged.stat(path).unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
-                let shown = if readable || path == "dir/second" { mode } else { 0o400 };
+                let attr = merged
+                    .stat(path)
+                    .unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
+                let shown = if readable || path == "dir/second" {
+                    mode
+                } else {
+                    0o400
+                };
                 assert_eq!((attr.mode, attr.size), (shown, 4), "{path}");
-                merged.chmod(path, 0o600).unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
+                merged
+                    .chmod(path, 0o600)
+                    .unwrap_or_else(|e| panic!("{path} {mode:o}: {e}"));
                 assert_eq!(merged.read(path).unwrap(), b"data");
             }
         }

@@ -9,7 +9,14 @@ use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack, is_root, ok};
 
 fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare: &nothing, act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &nothing,
+        act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 fn create(merged: &Merged, path: &str) -> Res<()> {
@@ -23,7 +30,14 @@ fn create_fails_at_each_call() {
     atomic(&|m| create(m, "dir/gone"));
     let prepare = |m: &Merged| m.unlink("dir/file").unwrap();
     let act = |m: &Merged| create(m, "dir/file");
-    Case { lowers: 2, build: &sample, prepare: &prepare, act: &act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &prepare,
+        act: &act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 #[test]
@@ -34,7 +48,14 @@ fn mkdir_fails_at_each_call() {
         m.rmdir("dir/sub").unwrap();
     };
     let act = |m: &Merged| m.mkdir("dir/sub", 0o750);
-    Case { lowers: 2, build: &sample, prepare: &prepare, act: &act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &prepare,
+        act: &act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 #[test]
@@ -43,7 +64,14 @@ fn symlink_and_mknod_fail_at_each_call() {
     atomic(&|m| m.mknod("dir/new", libc::S_IFIFO | 0o600, 0));
     let prepare = |m: &Merged| m.unlink("plain").unwrap();
     let act = |m: &Merged| m.symlink("target", "plain");
-    Case { lowers: 2, build: &sample, prepare: &prepare, act: &act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &prepare,
+        act: &act,
+        live: OldOrNew,
+    }
+    .check();
     // A device 0:0 would be a whiteout.
     atomic(&|m| m.mknod("dir/new", libc::S_IFCHR | 0o600, 0));
 }
@@ -54,7 +82,11 @@ fn create_opens_what_is_there_unless_it_may_not() {
     sample(&stack);
     let merged = stack.mount();
     let (name, exclusive) = (std::ffi::OsStr::new("plain"), libc::O_CREAT | libc::O_EXCL);
-    let create = |flags| ok(merged.union.create(&merged.caller, ROOT, name, 0o600, flags));
+    let create = |flags| {
+        ok(merged
+            .union
+            .create(&merged.caller, ROOT, name, 0o600, flags))
+    };
     assert_eq!(create(exclusive).unwrap_err(), Errno::EEXIST);
     let (attr, fh) = create(libc::O_CREAT | libc::O_RDWR).unwrap();
     assert_eq!((attr.mode, attr.size), (0o644, 5));
@@ -116,7 +148,11 @@ fn umask_and_owner_of_the_caller() {
     let stack = Stack::new(2);
     sample(&stack);
     let mut merged = stack.mount();
-    merged.caller = Caller { uid: 1000, gid: 1001, umask: 0o027 };
+    merged.caller = Caller {
+        uid: 1000,
+        gid: 1001,
+        umask: 0o027,
+    };
     merged.mkdir("made", 0o777).unwrap();
     merged.write("made/file", b"x").unwrap();
     merged.symlink("to", "made/symlink").unwrap();
@@ -138,7 +174,11 @@ fn a_set_gid_directory_lends_its_group() {
     let mut merged = stack.mount();
     merged.chown("dir", 0, 55).unwrap();
     merged.chmod("dir", 0o2777).unwrap();
-    merged.caller = Caller { uid: 1000, gid: 1001, umask: 0 };
+    merged.caller = Caller {
+        uid: 1000,
+        gid: 1001,
+        umask: 0,
+    };
     merged.mkdir("dir/made", 0o755).unwrap();
     merged.write("dir/file2", b"x").unwrap();
     let shown = |path: &str| merged.stat(path).map(|a| (a.mode, a.uid, a.gid));
@@ -149,9 +189,13 @@ fn a_set_gid_directory_lends_its_group() {
 /// Of `struct posix_acl_xattr`: version 2, then owner rwx, user 7 rw-, group r-x, mask rwx, others ---.
 fn acl() -> Vec<u8> {
     let mut acl = 2u32.to_le_bytes().to_vec();
-    for (tag, perm, id) in
-        [(1u16, 7u16, u32::MAX), (2, 6, 7), (4, 5, u32::MAX), (16, 7, u32::MAX), (32, 0, u32::MAX)]
-    {
+    for (tag, perm, id) in [
+        (1u16, 7u16, u32::MAX),
+        (2, 6, 7),
+        (4, 5, u32::MAX),
+        (16, 7, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
         acl.extend([tag.to_le_bytes(), perm.to_le_bytes()].concat());
         acl.extend(id.to_le_bytes());
     }
@@ -196,7 +240,10 @@ fn a_device_0_0_of_a_user_is_no_whiteout() {
         let merged = stack.reopen(merged);
         for path in ["device", "plain"] {
             let attr = merged.stat(path).unwrap();
-            assert_eq!((attr.kind, attr.mode, attr.rdev, attr.size), (Kind::Char, 0o600, 0, 0));
+            assert_eq!(
+                (attr.kind, attr.mode, attr.rdev, attr.size),
+                (Kind::Char, 0o600, 0, 0)
+            );
         }
         merged.unlink("device").unwrap();
         assert!(!stack.reopen(merged).exists("device"));
@@ -207,8 +254,13 @@ fn a_device_0_0_of_a_user_is_no_whiteout() {
 fn a_device_keeps_its_number() {
     let stack = Stack::new(2);
     let merged = stack.mount();
-    if merged.mknod("null", libc::S_IFCHR | 0o666, libc::makedev(1, 3)).is_ok() {
-        merged.mknod("disk", libc::S_IFBLK | 0o600, libc::makedev(7, 1)).unwrap();
+    if merged
+        .mknod("null", libc::S_IFCHR | 0o666, libc::makedev(1, 3))
+        .is_ok()
+    {
+        merged
+            .mknod("disk", libc::S_IFBLK | 0o600, libc::makedev(7, 1))
+            .unwrap();
         let merged = stack.reopen(merged);
         assert_eq!(merged.stat("null").unwrap().rdev, libc::makedev(1, 3));
         assert_eq!(merged.stat("disk").unwrap().rdev, libc::makedev(7, 1));

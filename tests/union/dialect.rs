@@ -8,8 +8,15 @@ use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack, assert_same, ok};
 
 /// Names that mean something in one dialect or another.
-const ODD: [&str; 7] =
-    [".wh.x", ".wh.", ".wh..wh..opq", ".wh..wh.plnk", ".wh..wh.u.x", ".wh..wh.", ".wh.plain"];
+const ODD: [&str; 7] = [
+    ".wh.x",
+    ".wh.",
+    ".wh..wh..opq",
+    ".wh..wh.plnk",
+    ".wh..wh.u.x",
+    ".wh..wh.",
+    ".wh.plain",
+];
 
 fn deletions(merged: &Merged) {
     merged.unlink("plain").unwrap();
@@ -29,7 +36,12 @@ fn overlay_whiteouts_are_devices() {
         let attr = upper.stat(path).unwrap();
         assert_eq!((attr.kind, attr.rdev), (Kind::Char, 0));
     }
-    assert_eq!(upper.getxattr("empty", &crate::support::opaque_key()).unwrap(), b"y");
+    assert_eq!(
+        upper
+            .getxattr("empty", &crate::support::opaque_key())
+            .unwrap(),
+        b"y"
+    );
     assert_eq!(upper.names("").unwrap(), ["dir", "empty", "plain"]);
 }
 
@@ -89,14 +101,30 @@ fn an_odd_name_that_cannot_be_escaped_is_too_long() {
 
 /// What an engine left behind that writes `.wh.`.
 fn foreign_wh(stack: &Stack) {
-    stack.upper().with_wh("plain").with_wh("dir/file").with_opq("dir/sub").with_file("new", "n");
-    stack.upper().with_file("dir/sub/fresh", "f").with_dir("empty", 0o700);
+    stack
+        .upper()
+        .with_wh("plain")
+        .with_wh("dir/file")
+        .with_opq("dir/sub")
+        .with_file("new", "n");
+    stack
+        .upper()
+        .with_file("dir/sub/fresh", "f")
+        .with_dir("empty", 0o700);
 }
 
 /// The same, of an engine that writes devices.
 fn foreign_overlay(stack: &Stack) {
-    stack.upper().with_whiteout("plain").with_whiteout("dir/file").with_file("new", "n");
-    stack.upper().with_opaque("dir/sub").with_file("dir/sub/fresh", "f").with_dir("empty", 0o700);
+    stack
+        .upper()
+        .with_whiteout("plain")
+        .with_whiteout("dir/file")
+        .with_file("new", "n");
+    stack
+        .upper()
+        .with_opaque("dir/sub")
+        .with_file("dir/sub/fresh", "f")
+        .with_dir("empty", 0o700);
 }
 
 #[test]
@@ -144,7 +172,10 @@ fn uppers_of_others_are_changed() {
 #[test]
 fn a_marker_beside_its_object() {
     let stack = Stack::new(1);
-    stack.lower(0).with_file("dir/below", "").with_file("file", "below");
+    stack
+        .lower(0)
+        .with_file("dir/below", "")
+        .with_file("file", "below");
     stack.upper().with_file("dir/above", "").with_wh("dir");
     stack.upper().with_file("file", "above").with_wh("file");
     let merged = stack.mount();
@@ -184,7 +215,10 @@ fn whiteouts_by_attribute_are_read() {
         disk.with_xattr("dir", &crate::support::opaque_key(), "x");
     };
     let below = |stack: &Stack, index: usize| {
-        stack.lower(index).with_file("dir/gone", "below").with_file("dir/stays", "");
+        stack
+            .lower(index)
+            .with_file("dir/gone", "below")
+            .with_file("dir/stays", "");
     };
     let stack = Stack::new(2);
     mark(stack.lower(0));

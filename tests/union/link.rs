@@ -9,7 +9,14 @@ use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack};
 
 fn atomic_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare, act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare,
+        act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 #[test]
@@ -17,7 +24,9 @@ fn link_fails_at_each_call() {
     atomic_after(&nothing, &|m| m.link("plain", "dir/sub/new"));
     atomic_after(&nothing, &|m| m.link("first", "new"));
     atomic_after(&nothing, &|m| m.link("symlink", "dir/gone"));
-    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| m.link("dir/file", "plain"));
+    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| {
+        m.link("dir/file", "plain")
+    });
 }
 
 #[test]
@@ -31,14 +40,20 @@ fn refusals() {
     assert_eq!(merged.link("nowhere", "new"), Err(Errno::ENOENT));
     let ino = merged.walk("plain").unwrap();
     merged.unlink("plain").unwrap();
-    let linked = merged.union.link(ino, cvmfs_union::union::api::ROOT, "new".as_ref());
+    let linked = merged
+        .union
+        .link(ino, cvmfs_union::union::api::ROOT, "new".as_ref());
     assert_eq!(crate::support::ok(linked), Err(Errno::ENOENT));
 }
 
 /// Three names of one lower file, in two directories.
 fn three_names(whiteouts: Whiteouts) -> Stack {
     let stack = Stack::with(2, whiteouts);
-    stack.lower(1).with_file("a", "shared").with_link("a", "b").with_link("a", "dir/c");
+    stack
+        .lower(1)
+        .with_file("a", "shared")
+        .with_link("a", "b")
+        .with_link("a", "dir/c");
     stack.lower(0).with_dir("dir", 0o755);
     stack
 }
@@ -50,7 +65,10 @@ fn one_file(merged: &Merged, names: &[&str], data: &[u8]) {
     assert_eq!(first.nlink as usize, names.len(), "names of {}", names[0]);
     for name in names {
         let attr = merged.stat(name).unwrap();
-        assert_eq!((attr.ino, attr.nlink, attr.size), (first.ino, first.nlink, first.size));
+        assert_eq!(
+            (attr.ino, attr.nlink, attr.size),
+            (first.ino, first.nlink, first.size)
+        );
         assert_eq!(merged.read(name).unwrap(), data, "{name}");
     }
 }
@@ -70,17 +88,33 @@ fn the_names_of_a_lower_file_stay_one_file() {
                 }
             };
             step(&|_| {}, &["a", "b", "dir/c"], b"shared");
-            step(&|m| m.write("b", b"changed").unwrap(), &["a", "b", "dir/c"], b"changed");
+            step(
+                &|m| m.write("b", b"changed").unwrap(),
+                &["a", "b", "dir/c"],
+                b"changed",
+            );
             step(&|m| m.unlink("b").unwrap(), &["a", "dir/c"], b"changed");
-            step(&|m| m.link("dir/c", "d").unwrap(), &["a", "d", "dir/c"], b"changed");
+            step(
+                &|m| m.link("dir/c", "d").unwrap(),
+                &["a", "d", "dir/c"],
+                b"changed",
+            );
             let rename = |m: &Merged| m.rename("a", "dir/e", RenameKind::Replace).unwrap();
             step(&rename, &["d", "dir/c", "dir/e"], b"changed");
-            step(&|m| m.write("dir/e", b"again").unwrap(), &["d", "dir/c", "dir/e"], b"again");
+            step(
+                &|m| m.write("dir/e", b"again").unwrap(),
+                &["d", "dir/c", "dir/e"],
+                b"again",
+            );
             step(&|m| m.unlink("dir/c").unwrap(), &["d", "dir/e"], b"again");
             step(&|m| m.unlink("d").unwrap(), &["dir/e"], b"again");
             assert_eq!(stack.work().names("index").unwrap().len(), 1);
             merged.unlink("dir/e").unwrap();
-            assert_eq!(stack.work().names("index").unwrap(), [""; 0], "the last name is gone");
+            assert_eq!(
+                stack.work().names("index").unwrap(),
+                [""; 0],
+                "the last name is gone"
+            );
             assert_eq!(merged.tree().paths(), ["", "dir"]);
         }
     }
@@ -101,7 +135,11 @@ fn removing_every_name_without_looking_at_the_others() {
         for (name, left) in [("a", 2), ("dir/c", 1), ("b", 0)] {
             let ino = merged.walk(name).unwrap();
             merged.unlink(name).unwrap();
-            assert_eq!(merged.union.getattr(ino, None).unwrap().nlink, left, "after {name}");
+            assert_eq!(
+                merged.union.getattr(ino, None).unwrap().nlink,
+                left,
+                "after {name}"
+            );
             merged = stack.reopen(merged);
         }
         assert_eq!(merged.tree().paths(), ["", "dir"]);

@@ -13,7 +13,14 @@ fn live(act: &dyn Fn(&Merged) -> Res<()>) {
 }
 
 fn live_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare, act, live: Live::SameAsNext }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare,
+        act,
+        live: Live::SameAsNext,
+    }
+    .check();
 }
 
 #[test]
@@ -44,13 +51,17 @@ fn a_failed_link() {
 #[test]
 fn a_failed_unlink() {
     live(&|m| m.unlink("plain"));
-    live_after(&|m| m.write("plain", b"above").unwrap(), &|m| m.unlink("plain"));
+    live_after(&|m| m.write("plain", b"above").unwrap(), &|m| {
+        m.unlink("plain")
+    });
 }
 
 #[test]
 fn a_failed_rmdir() {
     live(&|m| m.rmdir("shallow"));
-    live_after(&|m| m.chmod("shallow", 0o700).unwrap(), &|m| m.rmdir("shallow"));
+    live_after(&|m| m.chmod("shallow", 0o700).unwrap(), &|m| {
+        m.rmdir("shallow")
+    });
 }
 
 #[test]

@@ -63,9 +63,18 @@ fn names_are_bytes() {
     for whiteouts in DIALECTS {
         let stack = Stack::with(1, whiteouts);
         let merged = stack.mount();
-        let (name, other) = (OsStr::from_bytes(b"\xff\xfe\n"), OsStr::from_bytes(b".wh.\xff"));
-        let made = merged.union.mkdir(&merged.caller, ROOT, name, 0o755).unwrap();
-        merged.union.mkdir(&merged.caller, made.ino, other, 0o755).unwrap();
+        let (name, other) = (
+            OsStr::from_bytes(b"\xff\xfe\n"),
+            OsStr::from_bytes(b".wh.\xff"),
+        );
+        let made = merged
+            .union
+            .mkdir(&merged.caller, ROOT, name, 0o755)
+            .unwrap();
+        merged
+            .union
+            .mkdir(&merged.caller, made.ino, other, 0o755)
+            .unwrap();
         drop(merged);
         let merged = stack.mount();
         let found = merged.union.lookup(ROOT, name).unwrap().unwrap();
@@ -91,7 +100,11 @@ fn numbers_stay_over_mounts() {
     merged.write("new", b"").unwrap();
     let paths = merged.tree();
     let inos = |m: &crate::support::Merged| -> Vec<u64> {
-        paths.paths().iter().map(|p| m.stat(p).unwrap().ino).collect()
+        paths
+            .paths()
+            .iter()
+            .map(|p| m.stat(p).unwrap().ino)
+            .collect()
     };
     let before = inos(&merged);
     merged.chmod("dir/sub/deep", 0o600).unwrap();
@@ -127,7 +140,12 @@ fn a_forgotten_number_is_stale() {
 #[test]
 fn the_same_layer_twice_is_no_harm() {
     let stack = Stack::new(1);
-    stack.lower(0).with_file("d/f", "x").with_wh("d/f").with_opq("e").with_file("e/f", "y");
+    stack
+        .lower(0)
+        .with_file("d/f", "x")
+        .with_wh("d/f")
+        .with_opq("e")
+        .with_file("e/f", "y");
     let mut config = stack.config();
     let again = stack.config().lowers;
     config.lowers.extend(again);
@@ -156,6 +174,9 @@ fn an_upper_within_a_layer_is_refused() {
 fn an_upper_has_one_union_at_a_time() {
     let stack = Stack::new(1);
     let merged = stack.mount();
-    assert_eq!(ok(Union::new(&stack.config())).unwrap_err(), Errno::EWOULDBLOCK);
+    assert_eq!(
+        ok(Union::new(&stack.config())).unwrap_err(),
+        Errno::EWOULDBLOCK
+    );
     assert_eq!(merged.stat("").unwrap().kind, Kind::Dir);
 }

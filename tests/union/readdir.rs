@@ -103,7 +103,9 @@ fn what_stays_is_listed_once_whatever_else_happens() {
         cookie = last;
         if round < 9 {
             // Copies up, makes, hides and removes.
-            merged.chmod(&format!("dir/lower{}", 10 + round), 0o600).unwrap();
+            merged
+                .chmod(&format!("dir/lower{}", 10 + round), 0o600)
+                .unwrap();
             merged.write(&format!("dir/made{round}"), b"").unwrap();
             merged.unlink(&format!("dir/lower{round}")).unwrap();
             merged.unlink(&format!("dir/upper{}", 100 + round)).unwrap();
@@ -117,7 +119,11 @@ fn what_stays_is_listed_once_whatever_else_happens() {
         let name = format!("upper{i}");
         assert_eq!(seen.iter().filter(|n| **n == name).count(), 1, "{name}");
     }
-    assert_eq!(seen.iter().collect::<HashSet<_>>().len(), seen.len(), "none twice");
+    assert_eq!(
+        seen.iter().collect::<HashSet<_>>().len(),
+        seen.len(),
+        "none twice"
+    );
 }
 
 #[test]
@@ -149,9 +155,21 @@ fn the_dots_name_the_directory_and_its_parent() {
     let ino = |path: &str| merged.walk(path).unwrap();
     let dot = |name: &[u8], ino| (name.to_vec(), ino, Kind::Dir);
     assert_eq!(dots(""), [dot(b".", ROOT), dot(b"..", ROOT)]);
-    assert_eq!(dots("dir/sub"), [dot(b".", ino("dir/sub")), dot(b"..", ino("dir"))]);
-    merged.rename("dir/sub", "empty/sub", cvmfs_union::union::api::RenameKind::Replace).unwrap();
-    assert_eq!(dots("empty/sub"), [dot(b".", ino("empty/sub")), dot(b"..", ino("empty"))]);
+    assert_eq!(
+        dots("dir/sub"),
+        [dot(b".", ino("dir/sub")), dot(b"..", ino("dir"))]
+    );
+    merged
+        .rename(
+            "dir/sub",
+            "empty/sub",
+            cvmfs_union::union::api::RenameKind::Replace,
+        )
+        .unwrap();
+    assert_eq!(
+        dots("empty/sub"),
+        [dot(b".", ino("empty/sub")), dot(b"..", ino("empty"))]
+    );
 }
 
 #[test]

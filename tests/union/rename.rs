@@ -11,7 +11,14 @@ use crate::support::{Fs, Merged, Stack, assert_same, is_root};
 use RenameKind::{Exchange, NoReplace, Replace, Whiteout};
 
 fn atomic_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare, act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare,
+        act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 /// One rename of the sample in a fresh union, and what a later mount shows.
@@ -30,8 +37,12 @@ fn renamed(whiteouts: Whiteouts, from: &str, to: &str, kind: RenameKind) -> (Sta
 fn a_file_fails_at_each_call() {
     atomic_after(&nothing, &|m| m.rename("dir/sub/deep", "dir/new", Replace));
     atomic_after(&nothing, &|m| m.rename("plain", "dir/file", Replace));
-    atomic_after(&|m| m.write("plain", b"x").unwrap(), &|m| m.rename("plain", "new", Replace));
-    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| m.rename("symlink", "plain", Replace));
+    atomic_after(&|m| m.write("plain", b"x").unwrap(), &|m| {
+        m.rename("plain", "new", Replace)
+    });
+    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| {
+        m.rename("symlink", "plain", Replace)
+    });
 }
 
 #[test]
@@ -72,13 +83,20 @@ fn a_directory_takes_its_lower_part_along() {
         assert_eq!(merged.names("moved").unwrap(), ["file", "sub", "upmost"]);
         assert_eq!(merged.read("moved/sub/deep").unwrap(), b"deep down");
         assert!(!merged.exists("dir"));
-        assert_eq!(stack.upper().names("moved").unwrap(), [""; 0], "nothing was copied");
+        assert_eq!(
+            stack.upper().names("moved").unwrap(),
+            [""; 0],
+            "nothing was copied"
+        );
         merged.write("moved/sub/deep", b"changed").unwrap();
         merged.rename("moved", "empty/again", Replace).unwrap();
         merged.mkdir("dir", 0o755).unwrap();
         let merged = stack.reopen(merged);
         assert_eq!(merged.read("empty/again/sub/deep").unwrap(), b"changed");
-        assert_eq!(merged.read("empty/again/file").unwrap(), b"of the lowest layer");
+        assert_eq!(
+            merged.read("empty/again/file").unwrap(),
+            b"of the lowest layer"
+        );
         assert_eq!(merged.names("dir").unwrap(), [""; 0]);
     }
 }
@@ -155,9 +173,17 @@ fn refusals() {
             ("dir/sub", "dir", Exchange, Errno::EINVAL),
             ("dir/sub", "dir", Replace, Errno::ENOTEMPTY),
         ] {
-            assert_eq!(merged.rename(from, to, kind), Err(errno), "{from} to {to}, {kind:?}");
+            assert_eq!(
+                merged.rename(from, to, kind),
+                Err(errno),
+                "{from} to {to}, {kind:?}"
+            );
         }
-        assert_same(&merged.tree(), &stack.reopen(merged).tree(), "after refusals");
+        assert_same(
+            &merged.tree(),
+            &stack.reopen(merged).tree(),
+            "after refusals",
+        );
     }
 }
 
@@ -187,7 +213,11 @@ fn the_device_left_behind_inherits_the_group() {
         return;
     }
     let stack = Stack::new(1);
-    stack.lower(0).with_file("dir/file", "").chown("dir", 0, 500).unwrap();
+    stack
+        .lower(0)
+        .with_file("dir/file", "")
+        .chown("dir", 0, 500)
+        .unwrap();
     stack.lower(0).with_mode("dir", 0o2755);
     let merged = stack.mount();
     merged.rename("dir/file", "moved", Whiteout).unwrap();
@@ -198,8 +228,14 @@ fn the_device_left_behind_inherits_the_group() {
 #[test]
 fn a_directory_moves_onto_a_device_whiteout_of_a_foreign_upper() {
     let stack = Stack::with(1, Whiteouts::Wh);
-    stack.lower(0).with_dir("dir", 0o755).with_file("deleted", "");
-    stack.upper().with_whiteout("deleted").with_dir("above", 0o755);
+    stack
+        .lower(0)
+        .with_dir("dir", 0o755)
+        .with_file("deleted", "");
+    stack
+        .upper()
+        .with_whiteout("deleted")
+        .with_dir("above", 0o755);
     let merged = stack.mount();
     merged.rename("dir", "deleted", Replace).unwrap();
     merged.mkdir("dir", 0o755).unwrap();
@@ -212,7 +248,10 @@ fn a_directory_moves_onto_a_device_whiteout_of_a_foreign_upper() {
 fn an_exchange_with_a_name_beside_its_wh_marker() {
     for whiteouts in [Whiteouts::Auto, Whiteouts::Wh] {
         let stack = Stack::with(1, whiteouts);
-        stack.lower(0).with_file("dir/file", "below").with_file("plain", "plain");
+        stack
+            .lower(0)
+            .with_file("dir/file", "below")
+            .with_file("plain", "plain");
         stack.upper().with_dir("first", 0o755).with_wh("first");
         stack.upper().with_file("second", "").with_wh("second");
         let merged = stack.mount();

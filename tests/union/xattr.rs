@@ -8,7 +8,14 @@ use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack, is_root, mark_space};
 
 fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case { lowers: 2, build: &sample, prepare: &nothing, act, live: OldOrNew }.check();
+    Case {
+        lowers: 2,
+        build: &sample,
+        prepare: &nothing,
+        act,
+        live: OldOrNew,
+    }
+    .check();
 }
 
 #[test]
@@ -21,11 +28,20 @@ fn changes_fail_at_each_call() {
 /// Names that a union claims for itself.
 fn claimed() -> Vec<String> {
     let space = mark_space();
-    ["overlay.opaque", "overlay.redirect", "overlay.overlay.opaque", "cvmfs-union.ino"]
-        .iter()
-        .chain(&["fuseoverlayfs.opaque", "overlay.whiteout", "overlay.metacopy"])
-        .map(|tail| format!("{space}.{tail}"))
-        .collect()
+    [
+        "overlay.opaque",
+        "overlay.redirect",
+        "overlay.overlay.opaque",
+        "cvmfs-union.ino",
+    ]
+    .iter()
+    .chain(&[
+        "fuseoverlayfs.opaque",
+        "overlay.whiteout",
+        "overlay.metacopy",
+    ])
+    .map(|tail| format!("{space}.{tail}"))
+    .collect()
 }
 
 #[test]
@@ -57,11 +73,16 @@ fn claimed_names_are_the_users_too() {
 fn marks_are_hidden() {
     for whiteouts in DIALECTS {
         let stack = Stack::with(2, whiteouts);
-        stack.lower(1).with_file("dir/file", "x").with_dir("redone", 0o755);
+        stack
+            .lower(1)
+            .with_file("dir/file", "x")
+            .with_dir("redone", 0o755);
         stack.lower(0).with_opaque("opaque");
         let merged = stack.mount();
         merged.chmod("dir/file", 0o600).unwrap();
-        merged.rename("dir", "moved", cvmfs_union::union::api::RenameKind::Replace).unwrap();
+        merged
+            .rename("dir", "moved", cvmfs_union::union::api::RenameKind::Replace)
+            .unwrap();
         merged.rmdir("redone").unwrap();
         merged.mkdir("redone", 0o755).unwrap();
         let merged = stack.reopen(merged);
@@ -69,7 +90,11 @@ fn marks_are_hidden() {
             assert_eq!(merged.listxattr(path).unwrap(), [""; 0], "{path}");
             for key in claimed() {
                 assert_eq!(merged.getxattr(path, &key), Err(Errno::ENODATA), "{path}");
-                assert_eq!(merged.removexattr(path, &key), Err(Errno::ENODATA), "{path}");
+                assert_eq!(
+                    merged.removexattr(path, &key),
+                    Err(Errno::ENODATA),
+                    "{path}"
+                );
             }
         }
         assert_eq!(merged.read("moved/file").unwrap(), b"x");
@@ -82,10 +107,19 @@ fn create_and_replace() {
     sample(&stack);
     let merged = stack.mount();
     let (create, replace) = (libc::XATTR_CREATE, libc::XATTR_REPLACE);
-    assert_eq!(merged.setxattr("plain", "user.x", b"1", replace), Err(Errno::ENODATA));
+    assert_eq!(
+        merged.setxattr("plain", "user.x", b"1", replace),
+        Err(Errno::ENODATA)
+    );
     merged.setxattr("plain", "user.x", b"1", create).unwrap();
-    assert_eq!(merged.setxattr("plain", "user.x", b"2", create), Err(Errno::EEXIST));
-    assert_eq!(merged.setxattr("dir/file", "user.a", b"2", create), Err(Errno::EEXIST));
+    assert_eq!(
+        merged.setxattr("plain", "user.x", b"2", create),
+        Err(Errno::EEXIST)
+    );
+    assert_eq!(
+        merged.setxattr("dir/file", "user.a", b"2", create),
+        Err(Errno::EEXIST)
+    );
     merged.setxattr("dir/file", "user.a", b"", replace).unwrap();
     assert_eq!(merged.getxattr("dir/file", "user.a").unwrap(), b"");
 }
@@ -95,8 +129,14 @@ fn an_absent_one_copies_nothing_up() {
     let stack = Stack::new(2);
     sample(&stack);
     let merged = stack.mount();
-    assert_eq!(merged.removexattr("dir/file", "user.none"), Err(Errno::ENODATA));
-    assert_eq!(merged.getxattr("dir/file", "user.none"), Err(Errno::ENODATA));
+    assert_eq!(
+        merged.removexattr("dir/file", "user.none"),
+        Err(Errno::ENODATA)
+    );
+    assert_eq!(
+        merged.getxattr("dir/file", "user.none"),
+        Err(Errno::ENODATA)
+    );
     assert_eq!(stack.upper().names("").unwrap(), [""; 0]);
 }
 
@@ -109,8 +149,13 @@ fn a_copy_has_them_all() {
     if is_root() {
         stack.lower(1).with_xattr("dir/file", "trusted.own", "t");
         // Version 2, effective, CAP_NET_RAW permitted.
-        let capability = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        stack.lower(1).setxattr("dir/file", "security.capability", &capability, 0).unwrap();
+        let capability = [
+            1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ];
+        stack
+            .lower(1)
+            .setxattr("dir/file", "security.capability", &capability, 0)
+            .unwrap();
     }
     let merged = stack.mount();
     let before = merged.listxattr("dir/file").unwrap();
@@ -119,7 +164,10 @@ fn a_copy_has_them_all() {
     let mut after = merged.listxattr("dir/file").unwrap();
     after.sort_by_key(|k| before.iter().position(|b| b == k));
     assert_eq!(after, before);
-    assert_eq!(merged.getxattr("dir/file", "user.long").unwrap(), long.as_bytes());
+    assert_eq!(
+        merged.getxattr("dir/file", "user.long").unwrap(),
+        long.as_bytes()
+    );
 }
 
 #[test]
