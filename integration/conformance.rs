@@ -64,6 +64,7 @@ cases!(
     copy_range,
     execute,
     many_entries,
+    inode_flags,
 );
 
 fn on_plain(case: fn(&Path)) {

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use super::{create, mode, umask};
 use crate::support::sys::{self, Errno};
-use crate::support::{require, text};
+use crate::support::{require, run, text};
 
 pub fn times(dir: &Path) {
     let file = dir.join("f");
@@ -255,4 +255,29 @@ pub fn default_acl(dir: &Path) {
             "chmod sets the ACL's mask"
         );
     });
+}
+
+pub fn inode_flags(dir: &Path) {
+    let file = dir.join("f");
+    sys::make(&file, b"data").unwrap();
+    let shown = || {
+        let output = run(Command::new("lsattr").arg(&file));
+        text(&output.stdout)
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let set = |flag: &str| {
+        run(Command::new("chattr").arg(flag).arg(&file))
+            .status
+            .success()
+    };
+    assert!(!shown().contains('d'));
+    assert!(set("+d"));
+    assert!(shown().contains('d'));
+    assert!(set("+a"));
+    assert_eq!(sys::truncate(&file, 1), Err(Errno::EPERM));
+    assert!(set("-a"));
+    assert_eq!(sys::truncate(&file, 1), Ok(()));
 }

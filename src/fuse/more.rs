@@ -16,6 +16,27 @@ const GETFLAGS: u32 = 0x8008_6601;
 const SETFLAGS: u32 = 0x4008_6602;
 const GETFLAGS_32: u32 = 0x8004_6601;
 const SETFLAGS_32: u32 = 0x4004_6602;
+/// `_IOR('X', 31, struct fsxattr)`: the kernel asks this before it sets flags.
+const FSGETXATTR: u32 = 0x801c_581f;
+/// The size of a `struct fsxattr`: flags first, and then what is 0 here.
+const FSXATTR_SIZE: usize = 28;
+/// The inode flags and the `fsx_xflags` that mean the same (`linux/fs.h`): synchronous, immutable,
+/// append only, no dump, no access time.
+const XFLAGS: [(u32, u32); 5] = [
+    (0x8, 0x20),
+    (0x10, 0x8),
+    (0x20, 0x10),
+    (0x40, 0x80),
+    (0x80, 0x40),
+];
+
+fn fsxattr(flags: u32) -> [u8; FSXATTR_SIZE] {
+    let same = XFLAGS.iter().filter(|(flag, _)| flags & flag != 0);
+    let xflags = same.fold(0u32, |all, (_, xflag)| all | xflag);
+    let mut bytes = [0; FSXATTR_SIZE];
+    bytes[..4].copy_from_slice(&xflags.to_ne_bytes());
+    bytes
+}
 
 /// Answers with names.
 pub fn readdir(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectory) {
@@ -74,6 +95,14 @@ impl UnionFs {
                 self.run("get_flags", self.local(ino), move |union| {
                     match union.get_flags(ino) {
                         Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
+                        Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
+                    }
+                });
+            }
+            (FSGETXATTR, _) if out_size as usize >= FSXATTR_SIZE => {
+                self.run("get_flags", self.local(ino), move |union| {
+                    match union.get_flags(ino) {
+                        Ok(flags) => reply.ioctl(0, &fsxattr(flags)),
                         Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
                     }
                 });
