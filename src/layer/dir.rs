@@ -68,7 +68,7 @@ fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
 impl Layer {
     /// Opens the root directory of a layer.
     pub fn open(path: &Path, identity: &str) -> Result<Layer> {
-        let fail = |e: Error| e.at(path);
+        let fail = |e: Error| e.at(path).in_layer(identity);
         let flags = libc::O_PATH | libc::O_DIRECTORY;
         let root = file::open_path(path, flags)
             .op("open layer")

@@ -176,7 +176,8 @@ impl Union {
         }
         self.copy_metadata(lower, node, &at)?;
         if let Some(fd) = opened
-            && want == Want::Data
+            && want != Want::Empty
+            && !keeps_data
             && upper.durability != Durability::Volatile
         {
             file::fdatasync(fd.as_fd()).op("sync copy")?;

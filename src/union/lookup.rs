@@ -18,8 +18,8 @@ use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
 use crate::layer::{LowerDir, Lowers, dialect};
+use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
-use crate::sys::{dirent, file};
 
 /// The root node.
 pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node> {
@@ -74,11 +74,13 @@ fn wh_opaque(upper: &Upper, at: &At) -> Result<bool> {
         return Ok(false);
     }
     let fd = at.open(libc::O_PATH | libc::O_DIRECTORY)?;
-    match meta::fstatat(fd.as_fd(), dialect::WH_OPAQUE) {
-        Ok(_) => Ok(true),
-        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(e) => Err(e).op("look for opaque marker"),
-    }
+    upper.with_rights(&[at], || {
+        match meta::fstatat(fd.as_fd(), dialect::WH_OPAQUE) {
+            Ok(_) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e).op("look for opaque marker"),
+        }
+    })
 }
 
 /// An object of the upper, with its marks.
@@ -181,8 +183,11 @@ impl Union {
     fn load_index(&self, tree: &Tree<'_>, node: &Node) -> Result<Index> {
         let upper = self.upper()?;
         let dir = self.dir_fd(tree, node)?;
-        let open = file::openat(dir.as_fd(), b".", libc::O_RDONLY | libc::O_DIRECTORY, 0)
-            .op("open upper directory")?;
+        let at = At {
+            dir: dir.clone(),
+            name: Vec::new(),
+        };
+        let open = upper.open_at(&at, libc::O_RDONLY | libc::O_DIRECTORY)?;
         let mut raw: Vec<(Vec<u8>, u8)> = Vec::new();
         dirent::read_dir(open.as_fd(), |name, kind, _| {
             raw.push((name.to_vec(), kind))

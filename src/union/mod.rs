@@ -126,6 +126,7 @@ impl Union {
             && let Some(lower) = &root.lower
         {
             self.copy_metadata(lower, &root, &upper.root_place())?;
+            upper.note_adoption()?;
         }
         if root.as_dir()?.lowers.is_empty() {
             root.as_dir()?

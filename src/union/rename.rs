@@ -254,13 +254,14 @@ impl Union {
                 }
             }
         }
-        let leaves_device = device.is_some();
+        let mut leaves_device = device.is_some();
         if let Some(mut device) = device
             && let Err(e) = device.publish(&a, 0)
         {
             if target.is_some() {
                 // Too late to undo: what was replaced is gone.
                 tracing::warn!("no device is left behind by a rename: {e}");
+                leaves_device = false;
             } else {
                 let hidden = self.index(tree, &to.parent)?.get(to.name).is_some();
                 best_effort("undo", self.move_back(&a, &b, from, from_below, hidden));

@@ -148,17 +148,17 @@ impl Upper {
         Ok(false)
     }
 
-    /// Whether this upper has not got the attributes of the root below it yet; from now on it has.
+    /// Whether this upper has not got the attributes of the root below it yet.
     pub fn adopts_root(&self) -> Result<bool> {
-        if !self.is_empty()? {
-            return Ok(false);
-        }
-        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
-        match file::openat(self.base.as_fd(), ADOPTED, flags, 0o600) {
-            Ok(_) => Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            Err(e) => Err(e).op("note the adopted root"),
-        }
+        Ok(meta::fstatat(self.base.as_fd(), ADOPTED).is_err() && self.is_empty()?)
+    }
+
+    /// The root has its attributes; from now on they are the users'.
+    pub fn note_adoption(&self) -> Result<()> {
+        let flags = libc::O_CREAT | libc::O_WRONLY;
+        file::openat(self.base.as_fd(), ADOPTED, flags, 0o600)
+            .op("note the adopted root")
+            .map(drop)
     }
 
     pub fn root_place(&self) -> At {
