@@ -24,7 +24,10 @@ entries = [["daemon", "daemon"], ["bin", "bin"]]
 /// their whole paths, which may have 107 bytes.
 fn suite(fixture: &Fixture) {
     let config = fixture.scratch().join("pjdfstest.toml");
-    fs::write(&config, CONFIG).unwrap();
+    let elsewhere = fixture.scratch().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    let secondary = format!("[features]\nsecondary_fs = {elsewhere:?}");
+    fs::write(&config, CONFIG.replace("[features]", &secondary)).unwrap();
     let output = run(Command::new(tool("pjdfstest").unwrap())
         .arg("-c")
         .arg(&config)
