@@ -122,5 +122,5 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 }
 
 fn umask(mask: u32) {
-    unsafe { libc::umask(mask) };
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(mask));
 }

@@ -407,7 +407,8 @@ fn killed_daemon_is_recovered() {
         return;
     };
     fs::write(f.at("new"), "upper").unwrap();
-    assert_eq!(unsafe { libc::kill(daemon_of(&f.mnt), libc::SIGKILL) }, 0);
+    let daemon = nix::unistd::Pid::from_raw(daemon_of(&f.mnt));
+    nix::sys::signal::kill(daemon, nix::sys::signal::SIGKILL).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
     while sys::stat(&f.mnt).err() != Some(Errno::ENOTCONN) {
         assert!(Instant::now() < deadline, "the mount outlives its daemon");

@@ -262,13 +262,10 @@ pub fn temporary_file(dir: &Path) {
     sys::write(&fd, b"content").unwrap();
     assert_eq!(sys::fstat(&fd).unwrap().st_nlink, 0);
     assert_eq!(sys::names(dir).unwrap(), [""; 0]);
-    let (from, to) = (
-        sys::c(format!("/proc/self/fd/{}", fd.as_raw_fd())),
-        sys::c(dir.join("f")),
-    );
-    let (cwd, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
-    let linked = unsafe { libc::linkat(cwd, from.as_ptr(), cwd, to.as_ptr(), follow) };
-    assert_eq!(linked, 0, "{}", Errno::last());
+    let from = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let follow = nix::fcntl::AtFlags::AT_SYMLINK_FOLLOW;
+    let (cwd, to) = (nix::fcntl::AT_FDCWD, dir.join("f"));
+    nix::unistd::linkat(cwd, from.as_str(), cwd, &to, follow).unwrap();
     assert_eq!(read(dir.join("f")), b"content");
 }
 
@@ -277,15 +274,11 @@ pub fn copy_range(dir: &Path) {
     sys::make(dir.join("a"), &content).unwrap();
     let from = sys::open(dir.join("a"), libc::O_RDONLY, 0).unwrap();
     let to = sys::open(dir.join("b"), libc::O_CREAT | libc::O_RDWR, 0o644).unwrap();
-    let none = std::ptr::null_mut();
     let mut copied = 0;
     while copied < content.len() {
-        let got = unsafe {
-            let (from, to) = (from.as_raw_fd(), to.as_raw_fd());
-            libc::copy_file_range(from, none, to, none, content.len(), 0)
-        };
-        assert!(got > 0, "{}", Errno::last());
-        copied += usize::try_from(got).unwrap();
+        let got = nix::fcntl::copy_file_range(&from, None, &to, None, content.len()).unwrap();
+        assert!(got > 0, "the end comes after {copied} bytes");
+        copied += got;
     }
     assert_eq!(read(dir.join("b")), content);
 }

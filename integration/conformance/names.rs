@@ -270,8 +270,8 @@ pub fn special_files(dir: &Path) {
     let writer = sys::open(dir.join("pipe"), libc::O_WRONLY, 0).unwrap();
     sys::write(&writer, b"through").unwrap();
     let mut buffer = [0u8; 16];
-    let got = unsafe { libc::read(reader.as_raw_fd(), buffer.as_mut_ptr().cast(), 16) };
-    assert_eq!(&buffer[..usize::try_from(got).unwrap()], b"through");
+    let got = nix::unistd::read(&reader, &mut buffer).unwrap();
+    assert_eq!(&buffer[..got], b"through");
     // So does a socket, where its path fits.
     let bound = std::os::unix::net::UnixListener::bind(dir.join("s"));
     let listener = bound.unwrap();
