@@ -8,6 +8,10 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::panic_in_result_fn,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::unreachable,
     clippy::undocumented_unsafe_blocks,
     clippy::let_underscore_must_use
 )]

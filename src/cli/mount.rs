@@ -108,6 +108,10 @@ pub fn run(args: Args) -> Outcome<()> {
     if foreground {
         return job.serve(None);
     }
+    #[expect(
+        clippy::exit,
+        reason = "the child must not return into what its parent goes on with"
+    )]
     match process::fork().or_fail(Code::Failure, "fork")? {
         Side::Parent(child) => match child.wait().or_fail(Code::Failure, "the daemon")? {
             Report::Ready => Ok(()),

@@ -187,7 +187,9 @@ impl Marks {
                 self.special = Some(special.ok_or_else(broken)?);
             }
             Mark::Nlink => {
-                self.nlink = Some(text().and_then(|t| t.parse().ok()).ok_or_else(broken)?);
+                // Kept small, so that no count overflows whatever somebody wrote there.
+                let count = text().and_then(|t| t.parse::<i32>().ok());
+                self.nlink = Some(count.map(i64::from).ok_or_else(broken)?);
             }
             Mark::Dialect => self.dialect = Some(value),
         }

@@ -63,6 +63,7 @@ impl Handles {
         fh
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the modulus is below the length")]
     fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, Arc<Handle>>> {
         &self.shards[(fh % 8) as usize]
     }

@@ -18,8 +18,8 @@ use crate::sys::meta::{self, Stat};
 /// The tree lock, held: names stay where they are.
 #[derive(Debug)]
 pub enum Tree<'a> {
-    Read(#[allow(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>),
-    Write(#[allow(dead_code, reason = "held for its drop")] RwLockWriteGuard<'a, ()>),
+    Read(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>),
+    Write(#[expect(dead_code, reason = "held for its drop")] RwLockWriteGuard<'a, ()>),
 }
 
 /// A name in a directory of the upper, or with an empty name the descriptor itself.
