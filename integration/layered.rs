@@ -5,46 +5,10 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support::files::{device_zero, file, gone, ino, names, read, union};
 use crate::support::sys::{self, Errno};
 use crate::support::{Compare, Fixture, Scratch, System, Tree, isolated, mount_command};
 use crate::support::{require_all, run, text, umount};
-
-/// A fixture with lowers filled by `fill` (topmost first), mounted, or None to skip.
-fn union(name: &str, count: usize, fill: impl FnOnce(&[PathBuf])) -> Option<Fixture> {
-    if !require_all(&["root", "fuse"]) {
-        return None;
-    }
-    let mut fixture = Fixture::new(name);
-    let lowers: Vec<_> = (0..count).map(|_| fixture.lower()).collect();
-    fill(&lowers);
-    fixture.mount();
-    Some(fixture)
-}
-
-fn file(path: impl AsRef<Path>, content: &str) {
-    fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
-    sys::make(path, content.as_bytes()).unwrap();
-}
-
-fn device_zero(path: impl AsRef<Path>) {
-    sys::mknod(path, libc::S_IFCHR | 0o600, 0).unwrap();
-}
-
-fn names(path: impl AsRef<Path>) -> Vec<String> {
-    sys::names(path).unwrap()
-}
-
-fn ino(path: impl AsRef<Path>) -> u64 {
-    sys::lstat(path).unwrap().st_ino
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap()
-}
-
-fn gone(path: impl AsRef<Path>) {
-    assert_eq!(sys::lstat(path).err(), Some(Errno::ENOENT));
-}
 
 #[test]
 fn whiteouts_and_opaque_directories() {

@@ -21,6 +21,7 @@ mod differential;
 mod failing;
 mod fsx;
 mod layered;
+mod limits;
 mod passed_fd;
 mod pjdfstest;
 mod rootless;

@@ -1,5 +1,6 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
+pub mod files;
 pub mod slow_fs;
 pub mod sys;
 

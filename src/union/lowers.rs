@@ -11,9 +11,9 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Context, Error, Result};
-use crate::layer::{Listed, Listing, LowerDir, Lowers};
+use crate::layer::{Listed, Listing, LowerDir, Lowers, quiet};
 use crate::sys::meta::Stat;
-use crate::sys::{file, name};
+use crate::sys::name;
 
 /// How many merged listings are kept.
 const KEPT_LISTINGS: usize = 2048;
@@ -172,7 +172,7 @@ impl Union {
     /// Opens a file of a lower for reading.
     pub(super) fn open_lower(&self, at: &LowerAt) -> Result<std::os::fd::OwnedFd> {
         let dir = self.lowers.fd(&at.dir)?;
-        file::openat(dir.as_fd(), &at.name, libc::O_RDONLY | libc::O_NONBLOCK, 0)
+        quiet::open(dir.as_fd(), &at.name, libc::O_NONBLOCK)
             .op("open lower")
             .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
     }
