@@ -93,6 +93,14 @@ pub struct Seen {
     pub hides: bool,
 }
 
+impl Seen {
+    /// Kind and device number, as users see them.
+    fn kind(&self) -> (Kind, u64) {
+        let stored = (kind_of(self.stat.st_mode), self.stat.st_rdev);
+        self.marks.special.unwrap_or(stored)
+    }
+}
+
 impl Union {
     /// Finds a name, and counts the lookup. None: no such name in any layer.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
@@ -119,14 +127,15 @@ impl Union {
                     ..
                 }) => {
                     let place = self.child_place(&tree, parent, name)?;
-                    let seen = self.seen(&tree, place, whiteout)?;
-                    if let Some(node) = self.table.find(seen.ino) {
+                    let mut seen = self.seen(&tree, place, whiteout)?;
+                    if let Some(node) = self.known(&tree, &mut seen, parent, name)? {
                         node.add_link(parent, name, true);
                         return Ok(Some(node));
                     }
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
-                    Some((seen.ino, self.upper_node(seen, below)))
+                    let indexed = self.is_indexed(&seen)?;
+                    Some((seen.ino, self.upper_node(seen, below, indexed)))
                 }
                 Some(_) => None,
                 None => {
@@ -147,10 +156,42 @@ impl Union {
             if self.held(&tree, parent, name)? != held {
                 continue;
             }
+            let kind = node.kind;
             let node = self.table.intern(ino, || node);
+            if node.kind != kind || node.stands_elsewhere(parent, name) {
+                return Err(Error::new(libc::EIO, "two objects have one number"));
+            }
             node.add_link(parent, name, held.is_some());
             return Ok(Some(node));
         }
+    }
+
+    /// The node of an upper object, if it is in memory. In an upper that was copied or made up, marks
+    /// may give one number to several objects. The first to be seen has it, others go by their own:
+    /// else a directory could come to stand in itself.
+    fn known(
+        &self,
+        tree: &Tree<'_>,
+        seen: &mut Seen,
+        parent: &Node,
+        name: &[u8],
+    ) -> Result<Option<Arc<Node>>> {
+        let Some(node) = self.table.find(seen.ino) else {
+            return Ok(None);
+        };
+        let same = node.kind == seen.kind().0
+            && if node.is_dir() {
+                !node.stands_elsewhere(parent, name)
+            } else {
+                seen.marks.ino.is_none()
+                    || node.state.read().upper
+                        && self.place(tree, &node)?.stat()?.st_ino == seen.stat.st_ino
+            };
+        if same {
+            return Ok(Some(node));
+        }
+        seen.ino = seen.stat.st_ino & !LOWER_BIT;
+        Ok(self.table.find(seen.ino))
     }
 
     /// What the upper holds under a name.
@@ -226,8 +267,12 @@ impl Union {
     pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
         let upper = self.upper()?;
         let stat = at.stat()?;
-        let marks = upper.marks(&at)?;
+        let mut marks = upper.marks(&at)?;
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if kind_of(stat.st_mode) != Kind::File {
+            // Marks of files only. Elsewhere they are somebody's error, and say nothing.
+            (marks.metacopy, marks.special) = (false, None);
+        }
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
@@ -266,7 +311,8 @@ impl Union {
             }
             None => entry.map(|e| self.below(e)).transpose()?,
         };
-        let wanted = |b: &Below| (kind_of(b.at.stat.st_mode) == Kind::Dir) == is_dir;
+        let kind = if is_dir { Kind::Dir } else { Kind::File };
+        let wanted = |b: &Below| kind_of(b.at.stat.st_mode) == kind;
         let below = below.filter(wanted);
         if below.is_none() && seen.marks.metacopy {
             return Err(Error::new(
@@ -277,16 +323,27 @@ impl Union {
         Ok(below)
     }
 
-    fn upper_node(&self, seen: Seen, below: Option<Below>) -> Node {
-        let (kind, rdev) = match seen.marks.special {
-            Some(special) => special,
-            None => (kind_of(seen.stat.st_mode), seen.stat.st_rdev),
-        };
+    /// Whether the index of hard links holds the object. It does not if the upper was copied
+    /// without its work directory.
+    fn is_indexed(&self, seen: &Seen) -> Result<bool> {
+        if seen.marks.nlink.is_none() {
+            return Ok(false);
+        }
+        let at = self.upper()?.index_place(seen.ino)?;
+        match meta::fstatat(at.fd(), &at.name) {
+            Ok(stat) => Ok(stat.st_ino == seen.stat.st_ino),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e).op("look into the index"),
+        }
+    }
+
+    fn upper_node(&self, seen: Seen, below: Option<Below>, indexed: bool) -> Node {
+        let (kind, rdev) = seen.kind();
         let (lower, dirs) = below.map_or((None, Vec::new()), |b| (Some(b.at), b.dirs));
         let state = State {
             upper: true,
             metacopy: seen.marks.metacopy,
-            indexed: seen.marks.nlink.is_some(),
+            indexed,
             nlink_delta: seen.marks.nlink.unwrap_or(0),
             ..State::default()
         };
@@ -311,9 +368,7 @@ impl Union {
                         marks,
                         hides: false,
                     };
-                    let mut node = self.upper_node(seen, Some(below));
-                    node.state.get_mut().indexed = true;
-                    return Ok(node);
+                    return Ok(self.upper_node(seen, Some(below), true));
                 }
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(e) => return Err(e).op("look into the index"),

@@ -9,6 +9,7 @@ use std::ffi::CString;
 use std::io;
 
 use super::api::{Ino, Kind};
+use super::lowers::is_lower_ino;
 use super::place::At;
 use crate::error::{Context, Error, Result};
 use crate::layer::dialect;
@@ -170,7 +171,7 @@ impl Marks {
             Mark::Metacopy => self.metacopy = true,
             Mark::Ino => {
                 let ino = text().and_then(|t| u64::from_str_radix(t, 16).ok());
-                self.ino = Some(ino.ok_or_else(broken)?);
+                self.ino = Some(ino.filter(|i| is_lower_ino(*i)).ok_or_else(broken)?);
             }
             Mark::Special => {
                 let special = text().and_then(|t| {
