@@ -14,6 +14,7 @@
 
 mod conformance;
 mod differential;
+mod durability;
 mod failing;
 mod fsx;
 mod layered;
