@@ -17,6 +17,7 @@ mod differential;
 mod durability;
 mod failing;
 mod fsx;
+mod kills;
 mod layered;
 mod passed_fd;
 mod pjdfstest;
