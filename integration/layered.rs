@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
+use crate::support::daemon;
 use crate::support::files::{device_zero, file, gone, ino, names, read, union};
 use crate::support::sys::{self, Errno};
 use crate::support::{Compare, Fixture, Scratch, System, Tree, isolated, mount_command};
@@ -349,35 +349,13 @@ fn one_mount_to_an_upper() {
     assert_eq!(read(f.at("f")), "lower");
 }
 
-/// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
-fn daemon_of(mnt: &Path) -> i32 {
-    for entry in fs::read_dir("/proc").unwrap() {
-        let entry = entry.unwrap();
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
-        let args: Vec<_> = line.split('\0').collect();
-        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == mnt) {
-            return pid;
-        }
-    }
-    panic!("no process serves {}", mnt.display());
-}
-
 #[test]
 fn killed_daemon_is_recovered() {
     let Some(mut f) = union("killed", 1, |lower| file(lower[0].join("f"), "lower")) else {
         return;
     };
     fs::write(f.at("new"), "upper").unwrap();
-    let daemon = nix::unistd::Pid::from_raw(daemon_of(&f.mnt));
-    nix::sys::signal::kill(daemon, nix::sys::signal::SIGKILL).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while sys::stat(&f.mnt).err() != Some(Errno::ENOTCONN) {
-        assert!(Instant::now() < deadline, "the mount outlives its daemon");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    daemon::kill(&f.mnt);
     f.mount();
     assert_eq!(names(&f.mnt), ["f", "new"]);
 }
@@ -387,12 +365,8 @@ fn sigterm_unmounts() {
     let Some(mut f) = union("sigterm", 1, |lower| file(lower[0].join("f"), "lower")) else {
         return;
     };
-    assert_eq!(unsafe { libc::kill(daemon_of(&f.mnt), libc::SIGTERM) }, 0);
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while !names(&f.mnt).is_empty() {
-        assert!(Instant::now() < deadline, "SIGTERM does not unmount");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    daemon::signal(daemon::of(&f.mnt), libc::SIGTERM);
+    daemon::wait("SIGTERM does not unmount", || names(&f.mnt).is_empty());
     f.forget_mount();
     f.mount();
     assert_eq!(names(&f.mnt), ["f"]);

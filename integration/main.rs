@@ -18,8 +18,10 @@
 
 mod conformance;
 mod differential;
+mod durability;
 mod failing;
 mod fsx;
+mod kills;
 mod layered;
 mod limits;
 mod passed_fd;

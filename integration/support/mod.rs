@@ -1,8 +1,11 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
+pub mod daemon;
 pub mod files;
+pub mod script;
 pub mod slow_fs;
 pub mod sys;
+pub mod volume;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -79,6 +82,7 @@ fn have(what: &str) -> Result<(), String> {
         "loop" => fs::metadata("/dev/loop-control")
             .map(drop)
             .map_err(|e| format!("/dev/loop-control: {e}")),
+        "strace" => runs("strace", &["-V"]),
         "pjdfstest" | "fsx" => tool(what).map(drop).ok_or_else(|| {
             format!("no {what} on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install {what})")
         }),
@@ -316,7 +320,10 @@ impl Drop for Fixture {
 pub fn mount_command() -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("mount");
-    if unsafe { libc::geteuid() } == 0 {
+    // Who is root of a user namespace only may not ask for set-id programs and devices.
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
+    if unsafe { libc::geteuid() } == 0 && whole {
         command.args(["-o", "allow_other,suid,dev"]);
     }
     command
@@ -550,6 +557,11 @@ impl Compare {
         }
         node
     }
+}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
 /// Seconds since the epoch.

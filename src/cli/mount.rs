@@ -300,7 +300,8 @@ struct Ending {
 }
 
 impl Ending {
-    /// Unmounts at the first signal; a mount that stays busy does not keep the daemon.
+    /// Unmounts at the first signal. A mount that stays busy, or that others have made, does not keep
+    /// the daemon: it ends as in order as without.
     fn on_signal(&self, signals: &SigSet) {
         match signals.wait() {
             Ok(signal) => tracing::info!("{signal}: unmounting"),
@@ -310,9 +311,9 @@ impl Ending {
             detach(self.target.as_deref());
             thread::sleep(EXIT_PATIENCE);
             tracing::warn!("the mount is still in use; leaving it");
-            if let Some(union) = self.union.upgrade() {
-                best_effort("sync the upper", union.settle());
-            }
+        }
+        if let Some(union) = self.union.upgrade() {
+            best_effort("sync the upper", union.settle());
         }
         self.upper.discard();
         std::process::exit(0);
