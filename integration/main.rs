@@ -19,6 +19,7 @@ mod fsx;
 mod layered;
 mod passed_fd;
 mod pjdfstest;
+mod rivals;
 mod rootless;
 mod support;
 mod uppers;
