@@ -226,7 +226,12 @@ impl Union {
     pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
         let upper = self.upper()?;
         let stat = at.stat()?;
-        let marks = upper.marks(&at)?;
+        let mut marks = upper.marks(&at)?;
+        if marks.nlink.is_some() && !upper.indexes(&marks, &stat)? {
+            // The work directory is another one. The names that only the lower holds have its data
+            // now; this one must not be taken for the same file.
+            (marks.nlink, marks.ino) = (None, None);
+        }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
