@@ -1,9 +1,9 @@
 //! What holds in a plain directory: every case is run on one, on kernel overlayfs and on ours.
 
-mod attributes;
-mod data;
-mod directories;
-mod names;
+pub mod attributes;
+pub mod data;
+pub mod directories;
+pub mod names;
 
 use std::path::Path;
 

@@ -26,6 +26,7 @@ mod layered;
 mod limits;
 mod passed_fd;
 mod pjdfstest;
+mod rivals;
 mod rootless;
 mod support;
 mod uppers;

@@ -1,6 +1,6 @@
 //! Data: reading and writing, sizes, mappings, locks, programs.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
 
@@ -274,13 +274,18 @@ pub fn copy_range(dir: &Path) {
     sys::make(dir.join("a"), &content).unwrap();
     let from = sys::open(dir.join("a"), libc::O_RDONLY, 0).unwrap();
     let to = sys::open(dir.join("b"), libc::O_CREAT | libc::O_RDWR, 0o644).unwrap();
+    copy_all(&from, &to, content.len());
+    assert_eq!(read(dir.join("b")), content);
+}
+
+/// Copies by copy_file_range.
+pub fn copy_all(from: &OwnedFd, to: &OwnedFd, size: usize) {
     let mut copied = 0;
-    while copied < content.len() {
-        let got = nix::fcntl::copy_file_range(&from, None, &to, None, content.len()).unwrap();
+    while copied < size {
+        let got = nix::fcntl::copy_file_range(from, None, to, None, size).unwrap();
         assert!(got > 0, "the end comes after {copied} bytes");
         copied += got;
     }
-    assert_eq!(read(dir.join("b")), content);
 }
 
 pub fn execute(dir: &Path) {

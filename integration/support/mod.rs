@@ -2,9 +2,11 @@
 
 pub mod daemon;
 pub mod files;
+pub mod process;
 pub mod script;
 pub mod slow_fs;
 pub mod sys;
+mod systems;
 pub mod volume;
 
 use std::collections::BTreeMap;
@@ -19,6 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::MsFlags;
+
+pub use self::systems::System;
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
@@ -73,6 +77,8 @@ fn have(what: &str) -> Result<(), String> {
         "userns" => runs("unshare", &["-Urm", "true"]),
         "setfacl" => runs("setfacl", &["--version"]),
         "fusermount3" => runs("fusermount3", &["--version"]),
+        "fuse-overlayfs-1" => systems::fuse_overlayfs(System::FuseOverlayfs1).map(drop),
+        "fuse-overlayfs-2" => systems::fuse_overlayfs(System::FuseOverlayfs2).map(drop),
         "xfs" | "btrfs" => {
             let mkfs = format!("mkfs.{what}");
             tool(&mkfs)
@@ -147,19 +153,12 @@ impl Drop for Scratch {
     }
 }
 
-/// What mounts the union.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum System {
-    Overlayfs,
-    Ours,
-}
-
 /// Lower directories, an upper, a mountpoint, and the mount, if it is mounted.
 ///
 /// When it goes, it unmounts and asserts that the lowers are what they were at the first mount.
 pub struct Fixture {
     scratch: Scratch,
-    system: System,
+    pub system: System,
     pub lowers: Vec<PathBuf>,
     pub upper: PathBuf,
     pub work: PathBuf,
@@ -194,8 +193,11 @@ impl Fixture {
         }
     }
 
-    /// One more lower directory, beneath those there are.
+    /// One more lower directory, beneath those there are. Without a union it is the one directory.
     pub fn lower(&mut self) -> PathBuf {
+        if self.system == System::Plain {
+            return self.mnt.clone();
+        }
         let dir = self.scratch.dir(&format!("lower{}", self.lowers.len()));
         self.lowers.push(dir.clone());
         dir
@@ -224,23 +226,10 @@ impl Fixture {
     /// Mounts, whatever comes of it.
     pub fn try_mount(&mut self) -> Output {
         self.watch_lowers();
-        let output = match self.system {
-            System::Ours => run(self.mount_command().arg(&self.mnt)),
-            System::Overlayfs => {
-                let join = |dirs: &[PathBuf]| {
-                    let dirs: Vec<_> = dirs.iter().map(|dir| dir.to_str().unwrap()).collect();
-                    dirs.join(":")
-                };
-                let options = format!(
-                    "lowerdir={},upperdir={},workdir={},redirect_dir=on,index=on,metacopy=on",
-                    join(&self.lowers),
-                    self.upper.display(),
-                    self.work.display()
-                );
-                let args = ["-t", "overlay", "overlay", "-o", options.as_str()];
-                run(Command::new("mount").args(args).arg(&self.mnt))
-            }
+        let Some(mut command) = self.system.mount_command(self) else {
+            return run(&mut Command::new("true"));
         };
+        let output = run(&mut command);
         self.mounted |= output.status.success();
         output
     }
@@ -301,15 +290,23 @@ impl Fixture {
     }
 }
 
-impl Drop for Fixture {
-    fn drop(&mut self) {
-        let unmounted = if self.mounted {
+impl Fixture {
+    /// Unmounts, and says if that fails or the lowers are not what they were.
+    pub fn finish(&mut self) -> Result<(), String> {
+        let unmounted = if std::mem::take(&mut self.mounted) {
             umount(self.system, &self.mnt)
         } else {
             Ok(())
         };
-        let result = unmounted.and_then(|()| self.check_lowers());
-        if let Err(error) = result {
+        let checked = self.check_lowers();
+        self.before = None;
+        unmounted.and(checked)
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        if let Err(error) = self.finish() {
             assert!(std::thread::panicking(), "{error}");
             eprintln!("and also: {error}");
         }
@@ -379,10 +376,7 @@ pub fn umount(system: System, mnt: &Path) -> Result<(), String> {
     let deadline = Instant::now() + Duration::from_secs(3);
     let mut said;
     loop {
-        let output = match system {
-            System::Ours => run(Command::new(PROGRAM).arg("umount").arg(mnt)),
-            System::Overlayfs => run(Command::new("umount").arg(mnt)),
-        };
+        let output = run(&mut system.umount_command(mnt));
         if output.status.success() {
             return Ok(());
         }

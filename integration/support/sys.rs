@@ -63,6 +63,50 @@ pub fn fstat(fd: &impl AsRawFd) -> Result<libc::stat> {
     stat_by(|s| unsafe { libc::fstat(fd.as_raw_fd(), s) })
 }
 
+/// When it was made, in seconds since the epoch; None where that is not told.
+pub fn birth(path: impl AsRef<Path>) -> Result<Option<i64>> {
+    let path = c(path.as_ref());
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_SYMLINK_NOFOLLOW, libc::STATX_BTIME);
+    ok(unsafe { libc::statx(libc::AT_FDCWD, path.as_ptr(), flags, mask, &raw mut stat) })?;
+    Ok((stat.stx_mask & libc::STATX_BTIME != 0).then_some(stat.stx_btime.tv_sec))
+}
+
+const HANDLE_SIZE: usize = 128;
+
+/// A file by its handle, as name_to_handle_at gives it.
+#[repr(C, align(8))]
+pub struct Handle {
+    size: u32,
+    kind: i32,
+    bytes: [u8; HANDLE_SIZE],
+}
+
+impl Handle {
+    pub fn of(path: impl AsRef<Path>) -> Result<Handle> {
+        let path = c(path.as_ref());
+        let mut handle = Handle {
+            size: HANDLE_SIZE as u32,
+            kind: 0,
+            bytes: [0; HANDLE_SIZE],
+        };
+        let mut mount = 0;
+        let raw = (&raw mut handle).cast();
+        ok(unsafe {
+            libc::name_to_handle_at(libc::AT_FDCWD, path.as_ptr(), raw, &raw mut mount, 0)
+        })?;
+        Ok(handle)
+    }
+
+    /// Opens it on the mount that a descriptor is of.
+    pub fn open(&self, mount: &impl AsRawFd, flags: i32) -> Result<OwnedFd> {
+        let raw = (&raw const *self).cast_mut().cast();
+        let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), raw, flags) };
+        ok(fd)?;
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
 pub fn mkdir(path: impl AsRef<Path>, mode: u32) -> Result<()> {
     mkdirat(libc::AT_FDCWD, path, mode)
 }
@@ -204,6 +248,15 @@ pub fn fsetxattr(fd: &impl AsRawFd, name: &str, value: &[u8]) -> Result<()> {
     let name = c(name);
     let (data, size) = (value.as_ptr().cast(), value.len());
     ok(unsafe { libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), data, size, 0) })
+}
+
+pub fn fgetxattr(fd: &impl AsRawFd, name: &str) -> Result<Vec<u8>> {
+    let name = c(name);
+    let mut buffer = vec![0u8; 65536];
+    let data = buffer.as_mut_ptr().cast();
+    let got = unsafe { libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), data, buffer.len()) };
+    buffer.truncate(count(got)?);
+    Ok(buffer)
 }
 
 pub fn getxattr(path: impl AsRef<Path>, name: impl AsRef<OsStr>) -> Result<Vec<u8>> {

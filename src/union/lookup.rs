@@ -134,8 +134,7 @@ impl Union {
                     }
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
-                    let indexed = self.is_indexed(&seen)?;
-                    Some((seen.ino, self.upper_node(seen, below, indexed)))
+                    Some((seen.ino, self.upper_node(seen, below)))
                 }
                 Some(_) => None,
                 None => {
@@ -268,6 +267,11 @@ impl Union {
         let upper = self.upper()?;
         let stat = at.stat()?;
         let mut marks = upper.marks(&at)?;
+        if marks.nlink.is_some() && !upper.indexes(&marks, &stat)? {
+            // The work directory is another one. The names that only the lower holds have its data
+            // now; this one must not be taken for the same file.
+            (marks.nlink, marks.ino) = (None, None);
+        }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if kind_of(stat.st_mode) != Kind::File {
             // Marks of files only. Elsewhere they are somebody's error, and say nothing.
@@ -323,27 +327,13 @@ impl Union {
         Ok(below)
     }
 
-    /// Whether the index of hard links holds the object. It does not if the upper was copied
-    /// without its work directory.
-    fn is_indexed(&self, seen: &Seen) -> Result<bool> {
-        if seen.marks.nlink.is_none() {
-            return Ok(false);
-        }
-        let at = self.upper()?.index_place(seen.ino)?;
-        match meta::fstatat(at.fd(), &at.name) {
-            Ok(stat) => Ok(stat.st_ino == seen.stat.st_ino),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(e) => Err(e).op("look into the index"),
-        }
-    }
-
-    fn upper_node(&self, seen: Seen, below: Option<Below>, indexed: bool) -> Node {
+    fn upper_node(&self, seen: Seen, below: Option<Below>) -> Node {
         let (kind, rdev) = seen.kind();
         let (lower, dirs) = below.map_or((None, Vec::new()), |b| (Some(b.at), b.dirs));
         let state = State {
             upper: true,
             metacopy: seen.marks.metacopy,
-            indexed,
+            indexed: seen.marks.nlink.is_some(),
             nlink_delta: seen.marks.nlink.unwrap_or(0),
             ..State::default()
         };
@@ -368,7 +358,9 @@ impl Union {
                         marks,
                         hides: false,
                     };
-                    return Ok(self.upper_node(seen, Some(below), true));
+                    let mut node = self.upper_node(seen, Some(below));
+                    node.state.get_mut().indexed = true;
+                    return Ok(node);
                 }
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(e) => return Err(e).op("look into the index"),

@@ -11,7 +11,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
-use super::marks::{Mark, Space};
+use super::marks::{Mark, Marks, Space};
 use super::node::Node;
 use super::place::At;
 use super::work::{self, Probe};
@@ -245,6 +245,19 @@ impl Upper {
             dir: self.index.clone(),
             name: format!("{ino:016x}").into_bytes(),
         })
+    }
+
+    /// Whether the index knows this object as the copy of the file that its marks name.
+    pub fn indexes(&self, marks: &Marks, stat: &meta::Stat) -> Result<bool> {
+        let Some(ino) = marks.ino else {
+            return Ok(false);
+        };
+        let entry = self.index_place(ino)?;
+        match meta::fstatat(entry.fd(), &entry.name) {
+            Ok(found) => Ok((found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino)),
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(e) => Err(e).op("look into the index"),
+        }
     }
 
     pub fn kept_dir(&self, node: &Node) -> Option<Arc<OwnedFd>> {

@@ -172,3 +172,37 @@ fn an_open_file_sees_writes_through_another_name() {
         merged.close(fh);
     }
 }
+
+/// An upper may come without the work directory it had. Names that only a lower holds have the
+/// lower's data then, whichever of them is looked at first.
+#[test]
+fn a_copy_without_its_index_entry_is_a_file_of_its_own() {
+    for whiteouts in DIALECTS {
+        for first in ["a", "b"] {
+            let stack = three_names(whiteouts);
+            let merged = stack.mount();
+            merged.write("a", b"changed").unwrap();
+            merged.link("a", "dir/new").unwrap();
+            drop(merged);
+            std::fs::remove_dir_all(stack.path("work")).unwrap();
+            std::fs::create_dir(stack.path("work")).unwrap();
+            let mut merged = stack.mount();
+            merged.stat(first).unwrap();
+            for _ in 0..2 {
+                for name in ["a", "dir/new"] {
+                    assert_eq!(merged.read(name).unwrap(), b"changed", "{name}");
+                }
+                for name in ["b", "dir/c"] {
+                    assert_eq!(merged.read(name).unwrap(), b"shared", "{name}");
+                }
+                let number = |name| merged.stat(name).unwrap().ino;
+                assert_eq!(number("a"), number("dir/new"));
+                assert_eq!(number("b"), number("dir/c"));
+                assert_ne!(number("a"), number("b"));
+                // A copy-up of the others makes an entry, which is theirs only.
+                merged.chmod("b", 0o600).unwrap();
+                merged = stack.reopen(merged);
+            }
+        }
+    }
+}
