@@ -14,6 +14,7 @@ use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Dir, Held, Index, LowerAt, Node, State};
 use super::place::{At, Tree};
+use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
@@ -106,7 +107,7 @@ impl Union {
     }
 
     /// The node under a name, not counted.
-    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>> {
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Used<'_>>> {
         check_name(name)?;
         let listing = self.listing(parent)?;
         loop {
@@ -122,7 +123,7 @@ impl Union {
                     let seen = self.seen(&tree, place, whiteout)?;
                     if let Some(node) = self.table.find(seen.ino) {
                         node.add_link(parent, name, true);
-                        return Ok(Some(node));
+                        return Ok(Some(self.table.used(node)));
                     }
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
@@ -149,7 +150,7 @@ impl Union {
             }
             let node = self.table.intern(ino, || node);
             node.add_link(parent, name, held.is_some());
-            return Ok(Some(node));
+            return Ok(Some(self.table.used(node)));
         }
     }
 
@@ -331,21 +332,22 @@ impl Union {
     }
 
     /// The node of an object that was just made in the upper.
-    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Arc<Node> {
+    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
         let ino = stat.st_ino & !LOWER_BIT;
         let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
         let state = State {
             upper: true,
             ..State::default()
         };
-        self.table.intern(ino, || {
+        let node = self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
                 dir.homegrown.store(true, Ordering::Relaxed);
                 *dir.index.lock() = Some(Index::default());
             }
             node
-        })
+        });
+        self.table.used(node)
     }
 }
 

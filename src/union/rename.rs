@@ -136,15 +136,12 @@ impl Union {
             &tree,
             job,
             &source,
-            target.as_ref(),
+            target.as_deref(),
             target_in_upper,
             from_below,
         )?;
         drop(tree);
         drop(rest);
-        if let Some(ino) = target.map(|t| t.ino) {
-            self.table.reap(ino);
-        }
         Ok(true)
     }
 
