@@ -260,7 +260,7 @@ struct Made<'a> {
 
 impl Made<'_> {
     fn publish(self, to: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
-        let stands = meta::fstatat(to.fd(), &to.name).is_ok();
+        let stands = to.stat_if_there()?.is_some();
         let exchange = stands && matches!(plan.what, What::Dir);
         let flags = if exchange { libc::RENAME_EXCHANGE } else { 0 };
         name::renameat(self.at.fd(), &self.at.name, to.fd(), &to.name, flags).op("publish")?;

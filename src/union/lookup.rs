@@ -302,22 +302,18 @@ impl Union {
             (&self.upper, below.at.stat.st_nlink > 1, kind == Kind::Dir)
         {
             let at = upper.index_place(below.ino)?;
-            match meta::fstatat(at.fd(), &at.name) {
-                Ok(stat) => {
-                    let marks = upper.marks(&at)?;
-                    let ino = below.ino;
-                    let seen = Seen {
-                        ino,
-                        stat,
-                        marks,
-                        hides: false,
-                    };
-                    let mut node = self.upper_node(seen, Some(below));
-                    node.state.get_mut().indexed = true;
-                    return Ok(node);
-                }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(e) => return Err(e).op("look into the index"),
+            if let Some(stat) = at.stat_if_there()? {
+                let marks = upper.marks(&at)?;
+                let ino = below.ino;
+                let seen = Seen {
+                    ino,
+                    stat,
+                    marks,
+                    hides: false,
+                };
+                let mut node = self.upper_node(seen, Some(below));
+                node.state.get_mut().indexed = true;
+                return Ok(node);
             }
         }
         Ok(new_node(

@@ -309,7 +309,7 @@ impl Union {
     fn move_over(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
         let upper = self.upper()?;
         let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
-        let at_target = meta::fstatat(b.fd(), &b.name).ok();
+        let at_target = b.stat_if_there()?;
         let onto_whiteout = at_target
             .is_some_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0);
         if onto_whiteout && source.is_dir() {

@@ -84,7 +84,7 @@ impl Upper {
                 .op("lock")
                 .map_err(|e| e.at(path))?;
         }
-        if meta::fstatat(base.as_fd(), VOLATILE).is_ok() {
+        if holds(&base, VOLATILE)? {
             let why = "upper was not synced when its last mount was cut off; discard it";
             return Err(Error::new(libc::EINVAL, why).at(&spec.upper));
         }
@@ -150,7 +150,7 @@ impl Upper {
 
     /// Whether this upper has not got the attributes of the root below it yet.
     pub fn adopts_root(&self) -> Result<bool> {
-        Ok(meta::fstatat(self.base.as_fd(), ADOPTED).is_err() && self.is_empty()?)
+        Ok(!holds(&self.base, ADOPTED)? && self.is_empty()?)
     }
 
     /// The root has its attributes; from now on they are the users'.
@@ -334,6 +334,14 @@ fn abilities(base: &OwnedFd, work: &OwnedFd) -> Result<Probe> {
     file::pwrite(note.as_fd(), text.as_bytes(), 0).op("note abilities")?;
     file::ftruncate(note.as_fd(), text.len() as u64).op("note abilities")?;
     Ok(probe)
+}
+
+/// Whether the note is there. An error says neither.
+fn holds(base: &OwnedFd, note: &[u8]) -> Result<bool> {
+    match meta::fstatat(base.as_fd(), note) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => other.op("look for a note").map(|_| true),
+    }
 }
 
 fn open_dir(path: &Path, op: &'static str) -> Result<OwnedFd> {
