@@ -205,7 +205,10 @@ impl Union {
                 Space::None => upper.remember(to.stat()?.st_ino, node.ino),
                 _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
                     // `user.` attributes exist on files and directories only.
-                    Err(e) if e.errno() == libc::EPERM => {
+                    Err(e)
+                        if e.errno() == libc::EPERM
+                            && !matches!(node.kind, Kind::File | Kind::Dir) =>
+                    {
                         upper.remember(to.stat()?.st_ino, node.ino);
                     }
                     other => other?,

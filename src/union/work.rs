@@ -244,7 +244,7 @@ fn can(result: std::io::Result<()>) -> Result<bool> {
         Err(e)
             if matches!(
                 e.raw_os_error(),
-                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::EINTR | libc::ENOMEM)
             ) =>
         {
             Err(e).op("write to work directory")
@@ -284,14 +284,16 @@ pub fn clean(dir: BorrowedFd<'_>) -> Result<()> {
 /// Removes a name and all below it.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     let is = |e: &std::io::Error, code| e.raw_os_error() == Some(code);
-    match name::unlinkat(dir, name) {
+    // Which of the two a directory gets differs between systems.
+    let refused = match name::unlinkat(dir, name) {
         Ok(()) => return Ok(()),
         Err(e) if is(&e, libc::ENOENT) => return Ok(()),
-        Err(e) if is(&e, libc::EISDIR) || is(&e, libc::EPERM) => {}
+        Err(e) if is(&e, libc::EISDIR) || is(&e, libc::EPERM) => e,
         Err(e) => return Err(e).op("remove"),
-    }
+    };
     match name::rmdirat(dir, name) {
         Ok(()) => return Ok(()),
+        Err(e) if is(&e, libc::ENOTDIR) => return Err(refused).op("remove"),
         Err(e) if is(&e, libc::ENOTEMPTY) || is(&e, libc::EEXIST) => {}
         Err(e) => return Err(e).op("remove directory"),
     }
