@@ -186,12 +186,46 @@ impl Marks {
                 self.special = Some(special.ok_or_else(broken)?);
             }
             Mark::Nlink => {
-                self.nlink = Some(text().and_then(|t| t.parse().ok()).ok_or_else(broken)?);
+                let nlink = text().and_then(|t| nlink_parts(t)).map(|(nlink, _)| nlink);
+                self.nlink = Some(nlink.ok_or_else(broken)?);
             }
             Mark::Dialect => self.dialect = Some(value),
         }
         Ok(())
     }
+}
+
+/// How the addition to a link count is written down. It counts a name that is about to be: until that
+/// is there, a temporary stands for it.
+pub fn nlink_value(nlink: i64, temp: &[u8]) -> Vec<u8> {
+    [nlink.to_string().as_bytes(), b" ", temp].concat()
+}
+
+/// The reverse; the temporary may be missing.
+fn nlink_parts(text: &str) -> Option<(i64, &str)> {
+    let (nlink, temp) = text.split_once(' ').unwrap_or((text, ""));
+    Some((nlink.parse().ok()?, temp))
+}
+
+/// Before a temporary is removed that a crash has left: a count in which it stands for a name is put
+/// right, for the names of the object that stay.
+pub fn discount(at: &At) -> Result<()> {
+    for space in [Space::Trusted, Space::User] {
+        let Some(key) = space.name().map(|s| key(s, Mark::Nlink)).transpose()? else {
+            continue;
+        };
+        let value = match xattr::get(at.fd(), &at.name, &key) {
+            Err(e) if is_absent(&e) => continue,
+            other => other.op("read mark")?,
+        };
+        let parts = std::str::from_utf8(&value).ok().and_then(nlink_parts);
+        if let Some((nlink, temp)) = parts
+            && temp.as_bytes() == at.name
+        {
+            space.set(at, Mark::Nlink, (nlink + 1).to_string().as_bytes())?;
+        }
+    }
+    Ok(())
 }
 
 /// How a device is written down.
@@ -256,6 +290,20 @@ mod tests {
             escape(b"trusted.overlay.opaque"),
             b"trusted.overlay.overlay.opaque"
         );
+    }
+
+    #[test]
+    fn counts_are_written_and_read() -> Result<()> {
+        for (value, nlink) in [
+            (nlink_value(-1, b"#5"), -1),
+            (b"-1".to_vec(), -1),
+            (b"2".to_vec(), 2),
+        ] {
+            let mut marks = Marks::default();
+            marks.take(Mark::Nlink, value)?;
+            assert_eq!(marks.nlink, Some(nlink));
+        }
+        Ok(())
     }
 
     #[test]
