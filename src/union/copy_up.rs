@@ -205,7 +205,10 @@ impl Union {
                 Space::None => upper.remember(to.stat()?.st_ino, node.ino),
                 _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
                     // `user.` attributes exist on files and directories only.
-                    Err(e) if e.errno() == libc::EPERM => {
+                    Err(e)
+                        if e.errno() == libc::EPERM
+                            && !matches!(node.kind, Kind::File | Kind::Dir) =>
+                    {
                         upper.remember(to.stat()?.st_ino, node.ino);
                     }
                     other => other?,
@@ -346,7 +349,8 @@ impl Union {
     fn index_copy(&self, upper: &Upper, ino: Ino, temp: &Temp<'_>, delta: i64) -> Result<()> {
         let entry = upper.index_place(ino)?;
         if upper.space != Space::None {
-            upper.set_mark(&temp.place(), Mark::Nlink, delta.to_string().as_bytes())?;
+            let value = marks::nlink_value(delta, &temp.name);
+            upper.set_mark(&temp.place(), Mark::Nlink, &value)?;
         }
         match name::unlinkat(entry.fd(), &entry.name) {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e).op("clean index"),
@@ -380,13 +384,13 @@ impl Union {
         let from = self.place(&tree, node)?;
         name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
         let delta = node.state.read().nlink_delta - 1;
-        let note = |delta: i64| match upper.space {
+        let note = |value: &[u8]| match upper.space {
             Space::None => Ok(()),
-            _ => upper.set_mark(&from, Mark::Nlink, delta.to_string().as_bytes()),
+            _ => upper.set_mark(&from, Mark::Nlink, value),
         };
-        note(delta)?;
+        note(&marks::nlink_value(delta, &temp.name))?;
         if let Err(e) = self.commit_copy(&tree, parent, name, temp, node) {
-            best_effort("undo", note(delta + 1));
+            best_effort("undo", note((delta + 1).to_string().as_bytes()));
             return Err(e);
         }
         node.add_link(parent, name, true);

@@ -14,6 +14,7 @@ use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Dir, Held, Index, LowerAt, Node, State};
 use super::place::{At, Tree};
+use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
@@ -114,7 +115,7 @@ impl Union {
     }
 
     /// The node under a name, not counted.
-    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>> {
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Used<'_>>> {
         check_name(name)?;
         let listing = self.listing(parent)?;
         loop {
@@ -130,7 +131,7 @@ impl Union {
                     let mut seen = self.seen(&tree, place, whiteout)?;
                     if let Some(node) = self.known(&tree, &mut seen, parent, name)? {
                         node.add_link(parent, name, true);
-                        return Ok(Some(node));
+                        return Ok(Some(self.table.used(node)));
                     }
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
@@ -156,7 +157,7 @@ impl Union {
                 continue;
             }
             let kind = node.kind;
-            let node = self.table.intern(ino, || node);
+            let node = self.table.used(self.table.intern(ino, || node));
             if node.kind != kind || node.stands_elsewhere(parent, name) {
                 return Err(Error::new(libc::EIO, "two objects have one number"));
             }
@@ -348,22 +349,18 @@ impl Union {
             (&self.upper, below.at.stat.st_nlink > 1, kind == Kind::Dir)
         {
             let at = upper.index_place(below.ino)?;
-            match meta::fstatat(at.fd(), &at.name) {
-                Ok(stat) => {
-                    let marks = upper.marks(&at)?;
-                    let ino = below.ino;
-                    let seen = Seen {
-                        ino,
-                        stat,
-                        marks,
-                        hides: false,
-                    };
-                    let mut node = self.upper_node(seen, Some(below));
-                    node.state.get_mut().indexed = true;
-                    return Ok(node);
-                }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(e) => return Err(e).op("look into the index"),
+            if let Some(stat) = at.stat_if_there()? {
+                let marks = upper.marks(&at)?;
+                let ino = below.ino;
+                let seen = Seen {
+                    ino,
+                    stat,
+                    marks,
+                    hides: false,
+                };
+                let mut node = self.upper_node(seen, Some(below));
+                node.state.get_mut().indexed = true;
+                return Ok(node);
             }
         }
         Ok(new_node(
@@ -378,21 +375,22 @@ impl Union {
     }
 
     /// The node of an object that was just made in the upper.
-    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Arc<Node> {
+    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
         let ino = stat.st_ino & !LOWER_BIT;
         let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
         let state = State {
             upper: true,
             ..State::default()
         };
-        self.table.intern(ino, || {
+        let node = self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
                 dir.homegrown.store(true, Ordering::Relaxed);
                 *dir.index.lock() = Some(Index::default());
             }
             node
-        })
+        });
+        self.table.used(node)
     }
 }
 

@@ -38,6 +38,14 @@ impl At {
         meta::fstatat(self.fd(), &self.name).op("stat upper")
     }
 
+    /// The same of what may be absent; only that is None.
+    pub fn stat_if_there(&self) -> Result<Option<Stat>> {
+        match meta::fstatat(self.fd(), &self.name) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            other => other.op("stat upper").map(Some),
+        }
+    }
+
     /// Opens the object; an `O_PATH` descriptor without a name is opened anew.
     pub fn open(&self, flags: i32) -> Result<OwnedFd> {
         if self.name.is_empty() {

@@ -136,15 +136,12 @@ impl Union {
             &tree,
             job,
             &source,
-            target.as_ref(),
+            target.as_deref(),
             target_in_upper,
             from_below,
         )?;
         drop(tree);
         drop(rest);
-        if let Some(ino) = target.map(|t| t.ino) {
-            self.table.reap(ino);
-        }
         Ok(true)
     }
 
@@ -238,10 +235,12 @@ impl Union {
         match upper.style {
             Style::Overlay => self.move_over(&a, &b, source, from_below)?,
             Style::Wh => {
-                if from_below {
-                    upper.write_wh(a.fd(), from.name)?;
-                }
-                let moved = self.move_over(&a, &b, source, false);
+                let hidden = if from_below {
+                    upper.write_wh(a.fd(), from.name)
+                } else {
+                    Ok(())
+                };
+                let moved = hidden.and_then(|()| self.move_over(&a, &b, source, false));
                 if let Err(e) = moved {
                     if let Some(mut target) = rest.take() {
                         best_effort("undo", target.publish(&b, 0));
@@ -312,7 +311,7 @@ impl Union {
     fn move_over(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
         let upper = self.upper()?;
         let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
-        let at_target = meta::fstatat(b.fd(), &b.name).ok();
+        let at_target = b.stat_if_there()?;
         let onto_whiteout = at_target
             .is_some_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0);
         if onto_whiteout && source.is_dir() {
@@ -332,7 +331,8 @@ impl Union {
         // A file system without RENAME_WHITEOUT: a whiteout at the new name changes places.
         if at_target.is_none() {
             name::mknodat(b.fd(), &b.name, libc::S_IFCHR, 0).op("make whiteout")?;
-            return rename(libc::RENAME_EXCHANGE).op("rename");
+            let undo = |_: &std::io::Error| best_effort("undo", name::unlinkat(b.fd(), &b.name));
+            return rename(libc::RENAME_EXCHANGE).inspect_err(undo).op("rename");
         }
         let mut whiteout = upper.prepare_whiteout()?;
         rename(libc::RENAME_EXCHANGE).op("rename")?;
@@ -341,7 +341,8 @@ impl Union {
         } else {
             0
         };
-        whiteout.publish(a, flags)
+        let undo = |_: &Error| best_effort("undo", rename(libc::RENAME_EXCHANGE));
+        whiteout.publish(a, flags).inspect_err(undo)
     }
 
     /// Takes a move back, to where nothing else stands.
