@@ -21,6 +21,7 @@ mod differential;
 mod durability;
 mod failing;
 mod fsx;
+mod full_disk;
 mod kills;
 mod layered;
 mod limits;

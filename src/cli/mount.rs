@@ -27,7 +27,7 @@ use crate::union::api::{Durability, Owner, UnionConfig, Whiteouts};
 use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
-const UPPER_PATIENCE: Duration = Duration::from_millis(500);
+const UPPER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a busy mount may keep the daemon after a signal.
 const EXIT_PATIENCE: Duration = Duration::from_millis(300);
 

@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Ino, Kind, RenameKind};
-use super::copy_up::{MAX_REDIRECT, Want};
+use super::copy_up::{MAX_REDIRECT, Want, restore_times};
 use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::{At, Tree};
 use super::upper::Style;
 use super::work::{self, Temp};
 use crate::error::{Context, Error, Result, best_effort};
+use crate::sys::meta::Stat;
 use crate::sys::{meta, name};
 
 /// A name in a directory.
@@ -219,6 +220,11 @@ impl Union {
         let b = self.child_place(tree, &to.parent, to.name)?;
         let mut rest = None;
         let mut leaving = None;
+        // The steps of `.wh.` style show in the times of the parents, also when they are undone.
+        let times = match upper.style {
+            Style::Wh => vec![times_around(&a)?, times_around(&b)?],
+            Style::Overlay => Vec::new(),
+        };
         let device = match job.kind {
             RenameKind::Whiteout => Some(self.prepare_device(&At {
                 dir: a.dir.clone(),
@@ -248,6 +254,9 @@ impl Union {
                     }
                     if from_below {
                         best_effort("undo", upper.clear_wh(a.fd(), from.name));
+                    }
+                    for (dir, before) in &times {
+                        best_effort("undo", restore_times(dir, before));
                     }
                     return Err(e);
                 }
@@ -385,6 +394,16 @@ impl Union {
         meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
         Ok(temp)
     }
+}
+
+/// The directory that a place is in, with its times.
+fn times_around(at: &At) -> Result<(At, Stat)> {
+    let dir = At {
+        dir: at.dir.clone(),
+        name: Vec::new(),
+    };
+    let stat = dir.stat()?;
+    Ok((dir, stat))
 }
 
 /// EINVAL if the directory would come to stand in itself.

@@ -211,7 +211,13 @@ impl Probe {
 
 /// Tries it out in the work directory. A full disk says nothing of what the file system can do.
 pub fn probe(work: &OwnedFd) -> Result<Probe> {
-    let dir = work.as_fd();
+    let found = try_out(work.as_fd());
+    // What was made before a failure may take the last room there is.
+    clean(work.as_fd())?;
+    found
+}
+
+fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
     file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
         .op("write to work directory")?;
     let mut space = Space::None;
@@ -239,7 +245,6 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
         libc::S_IFCHR,
         libc::makedev(1, 3),
     ))?;
-    clean(dir)?;
     Ok(Probe {
         whiteout,
         devices,
