@@ -2,7 +2,7 @@
 //!
 //! `REQUIRE="fuse root overlayfs pjdfstest fsx setfacl userns"` (or `all`) turns the skipping of tests
 //! that this machine cannot do into a failure. `CVMFS_UNION_TEST_DIR` is where the tests' files
-//! lie, `CVMFS_UNION_TOOLS` where `bin/pjdfstest` is.
+//! lie, `CVMFS_UNION_TOOLS` where `bin/` has pjdfstest, fsx and fuse-overlayfs 2.0.
 #![allow(
     unsafe_code,
     clippy::unwrap_used,
@@ -16,6 +16,7 @@ mod conformance;
 mod differential;
 mod failing;
 mod fsx;
+mod interchange;
 mod layered;
 mod passed_fd;
 mod pjdfstest;
