@@ -2,7 +2,7 @@
 //!
 //! `REQUIRE="fuse root overlayfs pjdfstest fsx setfacl userns"` (or `all`) turns the skipping of tests
 //! that this machine cannot do into a failure. `CVMFS_UNION_TEST_DIR` is where the tests' files
-//! lie, `CVMFS_UNION_TOOLS` where `bin/pjdfstest` is.
+//! lie, `CVMFS_UNION_TOOLS` where `bin/` has pjdfstest, fsx and fuse-overlayfs 2.0.
 #![allow(
     unsafe_code,
     clippy::unwrap_used,
@@ -22,6 +22,7 @@ mod durability;
 mod failing;
 mod fsx;
 mod full_disk;
+mod interchange;
 mod kills;
 mod layered;
 mod limits;

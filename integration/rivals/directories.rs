@@ -7,7 +7,16 @@ use crate::support::sys::{self, Dir};
 use crate::support::text;
 
 /// More than fit in one request for entries.
-pub const MANY: usize = 300;
+const MANY: usize = 300;
+
+pub fn many_names(f: &mut Fixture) {
+    let lower = f.lower();
+    sys::mkdir(lower.join("many"), 0o755).unwrap();
+    for number in 0..MANY {
+        let name = format!("many/a file with a longer name, number {number}");
+        sys::make(lower.join(name), b"").unwrap();
+    }
+}
 
 fn rest(stream: &mut Dir) -> Vec<String> {
     let entries = stream.rest().unwrap();
@@ -68,6 +77,15 @@ pub fn directory_counts(f: &mut Fixture) {
     assert_eq!(count("dir"), 5);
     sys::make(f.at("shared/new"), b"").unwrap();
     assert_eq!(count("shared"), 2);
+}
+
+pub fn directory_made_anew(f: &mut Fixture) {
+    std::fs::remove_dir_all(f.at("dir")).unwrap();
+    sys::mkdir(f.at("dir"), 0o755).unwrap();
+    for _ in 0..2 {
+        assert_eq!(sys::names(f.at("dir")).unwrap(), [""; 0]);
+        f.remount();
+    }
 }
 
 const FAR_AND_NEAR: [&str; 7] = [

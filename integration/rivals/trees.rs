@@ -5,12 +5,14 @@ use crate::support::sys;
 use crate::support::{Compare, Fixture, System, Tree};
 
 const SEED: u64 = 7;
-const STRESS: usize = 1500;
-const RANDOM: usize = 1100;
+
+pub fn operations() -> usize {
+    std::env::var("CVMFS_UNION_RIVALS_OPS").map_or(1100, |value| value.parse().unwrap())
+}
 
 /// Random operations; what they answer is no matter, what is there afterwards is to stay.
 pub fn stress_then_remount(f: &mut Fixture) {
-    differential::stress(&f.mnt, SEED, STRESS);
+    differential::stress(&f.mnt, SEED, operations());
     let before = Tree::read(&f.mnt);
     f.remount();
     let how = Compare {
@@ -34,7 +36,7 @@ pub fn random_operations(f: &mut Fixture) {
     );
     let mnt = f.mnt.clone();
     // Link counts of directories have a test of their own.
-    differential::compared(SEED, RANDOM, &plain, &mnt, false, || f.remount());
+    differential::compared(SEED, operations(), &plain, &mnt, false, || f.remount());
 }
 
 pub fn oci_layers(f: &mut Fixture) {

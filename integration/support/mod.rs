@@ -313,14 +313,17 @@ impl Drop for Fixture {
     }
 }
 
+/// Root, and not of a user namespace only.
+pub fn initial_root() -> bool {
+    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
 /// `cvmfs-union mount` with what the tests need for all users to be served.
 pub fn mount_command() -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("mount");
-    // Who is root of a user namespace only may not ask for set-id programs and devices.
-    let map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-    let whole = map.split_whitespace().eq(["0", "0", "4294967295"]);
-    if unsafe { libc::geteuid() } == 0 && whole {
+    if initial_root() {
         command.args(["-o", "allow_other,suid,dev"]);
     }
     command

@@ -1,5 +1,6 @@
 //! A part of a test in a process of its own: what may hang is given up, and cleaned up after.
 
+use std::any::Any;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -77,6 +78,17 @@ pub fn input() -> Option<Vec<String>> {
 /// Tells what came of it.
 pub fn answer(text: &str) {
     fs::write(std::env::var_os(ANSWER).unwrap(), text).unwrap();
+}
+
+/// The text of a panic, on one line.
+pub fn message(cause: &(dyn Any + Send)) -> String {
+    let text = cause
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| cause.downcast_ref::<&str>().copied())
+        .unwrap_or("it panicked");
+    let lines: Vec<_> = text.lines().map(str::trim).collect();
+    lines.join("; ")
 }
 
 fn ends_within(child: &mut Child, limit: Duration) -> bool {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Fixture, PROGRAM, run, text, tool};
+use super::{Fixture, PROGRAM, initial_root, run, text, tool};
 
 /// What mounts the union.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,15 @@ impl System {
         System::FuseOverlayfs1,
         System::FuseOverlayfs2,
     ];
+
+    /// Its place among all, by which another process is told of it.
+    pub fn number(self) -> usize {
+        Self::ALL.iter().position(|system| *system == self).unwrap()
+    }
+
+    pub fn numbered(word: &str) -> System {
+        Self::ALL[word.parse::<usize>().unwrap()]
+    }
 
     pub fn name(self) -> &'static str {
         match self {
@@ -85,8 +94,10 @@ impl System {
             format!("workdir={}", stack.work.display()),
         ];
         let features: &[&str] = match self {
+            // In a user namespace it has `user.` marks, and no other features with them.
+            System::Overlayfs | System::OverlayfsDefault if !initial_root() => &["userxattr"],
             System::Overlayfs => &["redirect_dir=on", "index=on", "metacopy=on", "xino=on"],
-            System::FuseOverlayfs1 | System::FuseOverlayfs2 if is_root() => &["suid", "dev"],
+            System::FuseOverlayfs1 | System::FuseOverlayfs2 if initial_root() => &["suid", "dev"],
             _ => &[],
         };
         words.extend(features.iter().map(|word| (*word).to_owned()));
@@ -106,11 +117,6 @@ impl System {
         command.arg(mnt);
         command
     }
-}
-
-fn is_root() -> bool {
-    nix::unistd::getuid().is_root()
-        && std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.contains("4294967295"))
 }
 
 /// The program, if there is one of that version.
