@@ -93,6 +93,14 @@ pub struct Seen {
     pub hides: bool,
 }
 
+/// Marks of files count on files only. Elsewhere they are somebody's error, and say nothing.
+fn believed(mut marks: Marks, stat: &Stat) -> Marks {
+    if kind_of(stat.st_mode) != Kind::File {
+        (marks.metacopy, marks.special) = (false, None);
+    }
+    marks
+}
+
 impl Seen {
     /// Kind and device number, as users see them.
     fn kind(&self) -> (Kind, u64) {
@@ -267,12 +275,8 @@ impl Union {
     pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
         let upper = self.upper()?;
         let stat = at.stat()?;
-        let mut marks = upper.marks(&at)?;
+        let marks = believed(upper.marks(&at)?, &stat);
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        if kind_of(stat.st_mode) != Kind::File {
-            // Marks of files only. Elsewhere they are somebody's error, and say nothing.
-            (marks.metacopy, marks.special) = (false, None);
-        }
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
@@ -360,15 +364,16 @@ impl Union {
             let at = upper.index_place(below.ino)?;
             match meta::fstatat(at.fd(), &at.name) {
                 Ok(stat) => {
-                    let marks = upper.marks(&at)?;
-                    let ino = below.ino;
                     let seen = Seen {
-                        ino,
+                        ino: below.ino,
+                        marks: believed(upper.marks(&at)?, &stat),
                         stat,
-                        marks,
                         hides: false,
                     };
-                    return Ok(self.upper_node(seen, Some(below), true));
+                    // Another kind under that number is not of this union.
+                    if seen.kind().0 == kind {
+                        return Ok(self.upper_node(seen, Some(below), true));
+                    }
                 }
                 Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
                 Err(e) => return Err(e).op("look into the index"),
