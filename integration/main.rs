@@ -16,6 +16,7 @@ mod conformance;
 mod differential;
 mod failing;
 mod fsx;
+mod hostile;
 mod layered;
 mod passed_fd;
 mod pjdfstest;
