@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 
 use crate::support::slow_fs::{Fault, Faults, SlowFs};
 use crate::support::sys::{self, Errno};
-use crate::support::{Fixture, Tree, require_all};
+use crate::support::{Fixture, Tree, require_all, start, within};
 
 const SIZE: usize = 3 << 20;
 /// What does not touch the stalled file has to end by then.
@@ -111,20 +110,8 @@ fn fill_base(root: &Path) {
     }
 }
 
-/// Runs on a thread of its own, so that a test which fails does not wait for it.
-fn start<T: Send + 'static>(body: impl FnOnce() -> T + Send + 'static) -> mpsc::Receiver<T> {
-    let (sender, receiver) = mpsc::channel();
-    std::thread::spawn(move || {
-        // The test may be over.
-        drop(sender.send(body()));
-    });
-    receiver
-}
-
 fn prompt<T: Send + 'static>(what: &str, body: impl FnOnce() -> T + Send + 'static) -> T {
-    start(body)
-        .recv_timeout(PROMPT)
-        .unwrap_or_else(|e| panic!("{what} waits: {e}"))
+    within(PROMPT, what, body)
 }
 
 fn names(path: &Path) -> sys::Result<Vec<String>> {

@@ -22,6 +22,7 @@ mod durability;
 mod failing;
 mod fsx;
 mod full_disk;
+mod hostile;
 mod interchange;
 mod kills;
 mod layered;

@@ -10,6 +10,7 @@
 )]
 
 mod descriptor;
+mod fuzz;
 mod model;
 mod resolve;
 mod support;

@@ -94,6 +94,14 @@ pub struct Seen {
     pub hides: bool,
 }
 
+/// Marks of files count on files only. Elsewhere they are somebody's error, and say nothing.
+fn believed(mut marks: Marks, stat: &Stat) -> Marks {
+    if kind_of(stat.st_mode) != Kind::File {
+        (marks.metacopy, marks.special) = (false, None);
+    }
+    marks
+}
+
 impl Seen {
     /// Kind and device number, as users see them.
     fn kind(&self) -> (Kind, u64) {
@@ -267,17 +275,13 @@ impl Union {
     pub(super) fn seen(&self, _tree: &Tree<'_>, at: At, whiteout: bool) -> Result<Seen> {
         let upper = self.upper()?;
         let stat = at.stat()?;
-        let mut marks = upper.marks(&at)?;
+        let mut marks = believed(upper.marks(&at)?, &stat);
         if marks.nlink.is_some() && !upper.indexes(&marks, &stat)? {
             // The work directory is another one. The names that only the lower holds have its data
             // now; this one must not be taken for the same file.
             (marks.nlink, marks.ino) = (None, None);
         }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        if kind_of(stat.st_mode) != Kind::File {
-            // Marks of files only. Elsewhere they are somebody's error, and say nothing.
-            (marks.metacopy, marks.special) = (false, None);
-        }
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
@@ -350,17 +354,18 @@ impl Union {
         {
             let at = upper.index_place(below.ino)?;
             if let Some(stat) = at.stat_if_there()? {
-                let marks = upper.marks(&at)?;
-                let ino = below.ino;
                 let seen = Seen {
-                    ino,
+                    ino: below.ino,
+                    marks: believed(upper.marks(&at)?, &stat),
                     stat,
-                    marks,
                     hides: false,
                 };
-                let mut node = self.upper_node(seen, Some(below));
-                node.state.get_mut().indexed = true;
-                return Ok(node);
+                // Another kind under that number is not of this union.
+                if seen.kind().0 == kind {
+                    let mut node = self.upper_node(seen, Some(below));
+                    node.state.get_mut().indexed = true;
+                    return Ok(node);
+                }
             }
         }
         Ok(new_node(
