@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod descriptor;
+mod faults;
 mod model;
 mod resolve;
 mod support;
