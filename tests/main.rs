@@ -10,6 +10,7 @@
 )]
 
 mod descriptor;
+mod faults;
 mod fuzz;
 mod model;
 mod resolve;

@@ -8,7 +8,7 @@ use super::{check, check_len, fault};
 
 /// Shares all the blocks of `from` with `to` (`FICLONE`).
 pub fn clone(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    fault::point()?;
+    fault::point("ficlone")?;
     // SAFETY: both descriptors are open.
     check(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONE, from.as_raw_fd()) }).map(drop)
 }
@@ -21,7 +21,7 @@ pub fn copy_file_range(
     to_offset: u64,
     len: usize,
 ) -> io::Result<usize> {
-    fault::point()?;
+    fault::point("copy_file_range")?;
     let (mut i, mut o) = (from_offset as i64, to_offset as i64);
     // SAFETY: both descriptors are open and both offsets point to live integers.
     check_len(unsafe {

@@ -10,7 +10,7 @@ use super::{check_len, fault};
 pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io::Result<()> {
     let mut buf = vec![0u64; 8192];
     loop {
-        fault::point()?;
+        fault::point("getdents")?;
         let bytes = buf.len() * 8;
         // SAFETY: the buffer is writable for its stated length, and aligned for the records.
         let n = unsafe {

@@ -7,9 +7,18 @@ use std::path::Path;
 
 use super::{check, check_len, cstr, fault};
 
+/// The name of an open for the record: whether it can change something.
+fn opening(flags: i32) -> &'static str {
+    if flags & (libc::O_CREAT | libc::O_TRUNC) == 0 {
+        "openat"
+    } else {
+        "openat to make"
+    }
+}
+
 /// `openat` with `O_CLOEXEC | O_NOFOLLOW` added.
 pub fn openat(dir: BorrowedFd<'_>, name: &[u8], flags: i32, mode: u32) -> io::Result<OwnedFd> {
-    fault::point()?;
+    fault::point(opening(flags))?;
     let name = cstr(name)?;
     let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
     // SAFETY: the descriptor is open and the name NUL-terminated for the call.
@@ -21,7 +30,7 @@ pub fn openat(dir: BorrowedFd<'_>, name: &[u8], flags: i32, mode: u32) -> io::Re
 /// Opens a path given by the user; a symlink in it is followed.
 pub fn open_path(path: &Path, flags: i32) -> io::Result<OwnedFd> {
     use std::os::unix::ffi::OsStrExt;
-    fault::point()?;
+    fault::point("open")?;
     let path = cstr(path.as_os_str().as_bytes())?;
     // SAFETY: the path is NUL-terminated.
     let fd = check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })?;
@@ -31,7 +40,7 @@ pub fn open_path(path: &Path, flags: i32) -> io::Result<OwnedFd> {
 
 /// Opens the object behind an `O_PATH` descriptor anew.
 pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
-    fault::point()?;
+    fault::point(opening(flags))?;
     let path = cstr(format!("/proc/self/fd/{}", fd.as_raw_fd()).as_bytes())?;
     // SAFETY: the path is NUL-terminated.
     let fd = check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })?;
@@ -41,7 +50,7 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
 
 /// `pread(2)`: may read less than the buffer holds; 0 at the end of the file.
 pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-    fault::point()?;
+    fault::point("pread")?;
     // SAFETY: the buffer is writable for its length.
     check_len(unsafe {
         libc::pread(
@@ -55,7 +64,7 @@ pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usiz
 
 /// `pwrite(2)`: may write less than all of it.
 pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
-    fault::point()?;
+    fault::point("pwrite")?;
     // SAFETY: the buffer is readable for its length.
     check_len(unsafe {
         libc::pwrite(
@@ -69,7 +78,7 @@ pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> 
 
 /// Sets the length in bytes; growth is a hole. EFBIG above `i64::MAX`.
 pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
-    fault::point()?;
+    fault::point("ftruncate")?;
     let size =
         libc::off_t::try_from(size).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
     // SAFETY: only the descriptor is used.
@@ -78,7 +87,7 @@ pub fn ftruncate(fd: BorrowedFd<'_>, size: u64) -> io::Result<()> {
 
 /// `fallocate(2)`; `mode` is `FALLOC_FL_*`. EOPNOTSUPP if the file system lacks that mode.
 pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Result<()> {
-    fault::point()?;
+    fault::point("fallocate")?;
     // SAFETY: only the descriptor is used.
     let ret = unsafe {
         libc::fallocate(
@@ -93,7 +102,7 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> io::Re
 
 /// The new offset. ENXIO: `SEEK_DATA` finds none, or it or `SEEK_HOLE` starts past the end.
 pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
-    fault::point()?;
+    fault::point("lseek")?;
     // SAFETY: only the descriptor is used.
     let at = unsafe { libc::lseek(fd.as_raw_fd(), offset, whence) };
     if at < 0 {
@@ -105,14 +114,14 @@ pub fn lseek(fd: BorrowedFd<'_>, offset: i64, whence: i32) -> io::Result<i64> {
 
 /// Waits until data and attributes are on the disk.
 pub fn fsync(fd: BorrowedFd<'_>) -> io::Result<()> {
-    fault::point()?;
+    fault::point("fsync")?;
     // SAFETY: only the descriptor is used.
     check(unsafe { libc::fsync(fd.as_raw_fd()) }).map(drop)
 }
 
 /// Waits until the data, and what is needed to read them back, are on the disk.
 pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
-    fault::point()?;
+    fault::point("fdatasync")?;
     // SAFETY: only the descriptor is used.
     check(unsafe { libc::fdatasync(fd.as_raw_fd()) }).map(drop)
 }
@@ -125,7 +134,7 @@ pub fn lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<()> {
 
 /// `FS_IOC_GETFLAGS`.
 pub fn get_flags(fd: BorrowedFd<'_>) -> io::Result<u32> {
-    fault::point()?;
+    fault::point("getflags")?;
     let mut flags: libc::c_int = 0;
     // SAFETY: the kernel writes an int behind the pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) })?;
@@ -134,7 +143,7 @@ pub fn get_flags(fd: BorrowedFd<'_>) -> io::Result<u32> {
 
 /// `FS_IOC_SETFLAGS`.
 pub fn set_flags(fd: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
-    fault::point()?;
+    fault::point("setflags")?;
     let flags: libc::c_int = flags.cast_signed();
     // SAFETY: the kernel reads an int behind the pointer.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags) }).map(drop)

@@ -12,7 +12,7 @@ pub type Stat = libc::stat;
 
 /// `lstat` of the name; triggers no automount.
 pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
-    fault::point()?;
+    fault::point("fstatat")?;
     let name = if name.is_empty() {
         EMPTY.to_owned()
     } else {
@@ -28,7 +28,7 @@ pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
 
 /// `fstatvfs(3)`: blocks are counted in units of `f_frsize`.
 pub fn fstatvfs(fd: BorrowedFd<'_>) -> io::Result<libc::statvfs> {
-    fault::point()?;
+    fault::point("fstatvfs")?;
     let mut st = MaybeUninit::<libc::statvfs>::uninit();
     // SAFETY: `st` is writable and of the right size.
     check(unsafe { libc::fstatvfs(fd.as_raw_fd(), st.as_mut_ptr()) })?;
@@ -43,7 +43,7 @@ pub fn fchownat(
     uid: Option<u32>,
     gid: Option<u32>,
 ) -> io::Result<()> {
-    fault::point()?;
+    fault::point("fchownat")?;
     let name = if name.is_empty() {
         EMPTY.to_owned()
     } else {
@@ -58,7 +58,7 @@ pub fn fchownat(
 /// chmod of a name that is not a symlink, or, with an empty name, of the object behind a descriptor
 /// that may be an `O_PATH` one.
 pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
-    fault::point()?;
+    fault::point("fchmodat")?;
     let (at, path) = if name.is_empty() {
         (
             libc::AT_FDCWD,
@@ -73,7 +73,7 @@ pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
 
 /// Sets access and modification time; `tv_nsec` may be `UTIME_NOW` or `UTIME_OMIT`.
 pub fn utimensat(dir: BorrowedFd<'_>, name: &[u8], times: &[libc::timespec; 2]) -> io::Result<()> {
-    fault::point()?;
+    fault::point("utimensat")?;
     let name = if name.is_empty() {
         EMPTY.to_owned()
     } else {

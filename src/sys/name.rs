@@ -8,7 +8,7 @@ use super::{EMPTY, check, check_len, cstr, fault};
 
 /// The umask or a default ACL limits `mode`; its set-id bits are ignored.
 pub fn mkdirat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
-    fault::point()?;
+    fault::point("mkdirat")?;
     let name = cstr(name)?;
     // SAFETY: the descriptor is open and the name NUL-terminated for the call.
     check(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), mode) }).map(drop)
@@ -16,7 +16,7 @@ pub fn mkdirat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
 
 /// `mode` holds kind and permissions. A character device 0:0 needs no privileges since Linux 5.8.
 pub fn mknodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32, rdev: u64) -> io::Result<()> {
-    fault::point()?;
+    fault::point("mknodat")?;
     let name = cstr(name)?;
     // SAFETY: the descriptor is open and the name NUL-terminated for the call.
     check(unsafe { libc::mknodat(dir.as_raw_fd(), name.as_ptr(), mode, rdev) }).map(drop)
@@ -24,7 +24,7 @@ pub fn mknodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32, rdev: u64) -> io::Re
 
 /// The target is stored as it is; an empty one is ENOENT.
 pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-    fault::point()?;
+    fault::point("symlinkat")?;
     let (target, name) = (cstr(target)?, cstr(name)?);
     // SAFETY: the descriptor is open and both strings are NUL-terminated for the call.
     check(unsafe { libc::symlinkat(target.as_ptr(), dir.as_raw_fd(), name.as_ptr()) }).map(drop)
@@ -32,7 +32,7 @@ pub fn symlinkat(target: &[u8], dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<
 
 /// Another name, `new`, for the same object; a symlink is linked itself, not its target.
 pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8]) -> io::Result<()> {
-    fault::point()?;
+    fault::point("linkat")?;
     let new = cstr(new)?;
     // Linking a descriptor itself takes a privilege; its name in /proc does not.
     let (at, name, flags) = if name.is_empty() {
@@ -52,7 +52,7 @@ pub fn linkat(from: BorrowedFd<'_>, name: &[u8], to: BorrowedFd<'_>, new: &[u8])
 
 /// EISDIR for a directory.
 pub fn unlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-    fault::point()?;
+    fault::point("unlinkat")?;
     let name = cstr(name)?;
     // SAFETY: the descriptor is open and the name NUL-terminated for the call.
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
@@ -60,7 +60,7 @@ pub fn unlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
 
 /// ENOTEMPTY, on some file systems EEXIST, for a directory that is not empty.
 pub fn rmdirat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<()> {
-    fault::point()?;
+    fault::point("rmdirat")?;
     let name = cstr(name)?;
     // SAFETY: the descriptor is open and the name NUL-terminated for the call.
     check(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), libc::AT_REMOVEDIR) }).map(drop)
@@ -74,7 +74,11 @@ pub fn renameat(
     new: &[u8],
     flags: u32,
 ) -> io::Result<()> {
-    fault::point()?;
+    fault::point(if flags & libc::RENAME_WHITEOUT == 0 {
+        "renameat"
+    } else {
+        "renameat with whiteout"
+    })?;
     let (name, new) = (cstr(name)?, cstr(new)?);
     // SAFETY: both descriptors are open and both strings NUL-terminated for the call.
     let ret = unsafe {
@@ -92,7 +96,7 @@ pub fn renameat(
 /// The target of a symlink; an empty name means the `O_PATH` descriptor itself. What is no symlink is
 /// EINVAL, with an empty name ENOENT.
 pub fn readlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
-    fault::point()?;
+    fault::point("readlinkat")?;
     let name = if name.is_empty() {
         EMPTY.to_owned()
     } else {

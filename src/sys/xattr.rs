@@ -21,7 +21,7 @@ fn path(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<(CString, bool)> {
 
 /// All the names, each ended by a NUL.
 pub fn list(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
-    fault::point()?;
+    fault::point("listxattr")?;
     let (path, follow) = path(dir, name)?;
     grow(256, |buf, len| {
         // SAFETY: the buffer is writable for `len` bytes; the path is NUL-terminated.
@@ -37,7 +37,7 @@ pub fn list(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
 
 /// ENODATA without that attribute, EOPNOTSUPP on a file system without any.
 pub fn get(dir: BorrowedFd<'_>, name: &[u8], key: &CStr) -> io::Result<Vec<u8>> {
-    fault::point()?;
+    fault::point("getxattr")?;
     let (path, follow) = path(dir, name)?;
     grow(256, |buf, len| {
         // SAFETY: the buffer is writable for `len` bytes; the strings are NUL-terminated.
@@ -59,7 +59,7 @@ pub fn set(
     value: &[u8],
     flags: i32,
 ) -> io::Result<()> {
-    fault::point()?;
+    fault::point("setxattr")?;
     let (path, follow) = path(dir, name)?;
     let (value, len) = (value.as_ptr().cast(), value.len());
     // SAFETY: the value is readable for `len` bytes; the strings are NUL-terminated.
@@ -75,7 +75,7 @@ pub fn set(
 
 /// ENODATA without that attribute.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8], key: &CStr) -> io::Result<()> {
-    fault::point()?;
+    fault::point("removexattr")?;
     let (path, follow) = path(dir, name)?;
     // SAFETY: the strings are NUL-terminated.
     check(unsafe {

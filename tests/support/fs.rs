@@ -77,6 +77,14 @@ pub trait Fs {
         }
     }
 
+    /// Told at the begin and the end of a dump.
+    fn dumping(&self, _begins: bool) {}
+
+    /// Adds what is open and is to be looked at, too.
+    fn add_open(&self, _tree: &mut Tree) -> Result<(), String> {
+        Ok(())
+    }
+
     fn tree(&self) -> Tree {
         self.try_tree().unwrap_or_else(|e| panic!("{e}"))
     }
@@ -84,7 +92,11 @@ pub trait Fs {
     /// The whole tree, or which call failed on which path.
     fn try_tree(&self) -> Result<Tree, String> {
         let mut tree = Tree::default();
-        tree.add(self, "", &mut HashMap::new())?;
+        self.dumping(true);
+        let added = tree.add(self, "", &mut HashMap::new());
+        self.dumping(false);
+        added?;
+        self.add_open(&mut tree)?;
         Ok(tree)
     }
 }
@@ -105,6 +117,24 @@ pub struct Entry {
     pub xattrs: BTreeMap<String, Vec<u8>>,
     /// The first path that shows the same inode number.
     pub same_as: String,
+}
+
+impl Entry {
+    /// Without data and attributes.
+    pub fn of(attr: &Attr, same_as: String) -> Entry {
+        Entry {
+            kind: attr.kind,
+            mode: attr.mode,
+            uid: attr.uid,
+            gid: attr.gid,
+            nlink: attr.nlink,
+            rdev: attr.rdev,
+            size: attr.size,
+            data: Vec::new(),
+            xattrs: BTreeMap::new(),
+            same_as,
+        }
+    }
 }
 
 impl fmt::Display for Entry {
@@ -137,6 +167,9 @@ impl fmt::Display for Entry {
     }
 }
 
+/// What begins the key of an open file without a name in a dump.
+pub const OPEN: &str = "(open)";
+
 /// A dump of a whole tree, by path.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Tree(pub BTreeMap<String, Entry>);
@@ -154,18 +187,8 @@ impl Tree {
             .entry(attr.ino)
             .or_insert_with(|| path.to_owned())
             .clone();
-        let mut entry = Entry {
-            kind: attr.kind,
-            mode: attr.mode,
-            uid: attr.uid,
-            gid: attr.gid,
-            nlink: attr.nlink,
-            rdev: attr.rdev,
-            size: attr.size,
-            data: Vec::new(),
-            xattrs: xattrs(fs, path).map_err(failed("xattrs"))?,
-            same_as,
-        };
+        let mut entry = Entry::of(&attr, same_as);
+        entry.xattrs = xattrs(fs, path).map_err(failed("xattrs"))?;
         match attr.kind {
             Kind::File => entry.data = fs.read(path).map_err(failed("read"))?,
             Kind::Symlink => entry.data = fs.readlink(path).map_err(failed("readlink"))?,
@@ -196,6 +219,13 @@ impl Tree {
             format!("{mark} {path:?}: {entry}\n")
         };
         self.0.iter().map(line).collect()
+    }
+
+    /// Without what stands under no path: open files that have no name.
+    pub fn settled(&self) -> Tree {
+        let named = |(path, _): &(&String, &Entry)| !path.starts_with(OPEN);
+        let entries = self.0.iter().filter(named);
+        Tree(entries.map(|(p, e)| (p.clone(), e.clone())).collect())
     }
 
     pub fn paths(&self) -> Vec<&str> {

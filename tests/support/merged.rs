@@ -1,6 +1,7 @@
 //! A union, by path.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::ffi::OsStr;
 
 use cvmfs_union::error::Error;
@@ -8,7 +9,7 @@ use cvmfs_union::union::Union;
 use cvmfs_union::union::api::{Attr, Caller, Ino, ROOT, RenameKind, SetAttr, SetTime, Time};
 use nix::errno::Errno;
 
-use super::fs::{Fs, Res, components, split};
+use super::fs::{Entry, Fs, OPEN, Res, Tree, split};
 use super::xattr_list;
 
 #[derive(Debug)]
@@ -17,6 +18,10 @@ pub struct Merged {
     pub caller: Caller,
     /// The lookups that were counted, as the kernel keeps count.
     lookups: RefCell<Vec<Ino>>,
+    /// What a dump under way has found, by path: nothing changes meanwhile.
+    walked: RefCell<Option<HashMap<String, Ino>>>,
+    /// Open files that dumps of the tree look at: number and handle.
+    pub kept: RefCell<Vec<(Ino, u64)>>,
 }
 
 /// What a call failed with.
@@ -34,16 +39,25 @@ impl Merged {
             union,
             caller: Caller { uid, gid, umask: 0 },
             lookups: RefCell::default(),
+            walked: RefCell::default(),
+            kept: RefCell::default(),
         }
     }
 
     /// The number of the object under a path; its lookups stay counted.
     pub fn walk(&self, path: &str) -> Res<Ino> {
-        let mut at = ROOT;
-        for name in components(path) {
-            at = self.child(at, name)?.ino;
+        let Ok((dir, name)) = split(path) else {
+            return Ok(ROOT);
+        };
+        let known = |w: &HashMap<String, Ino>| w.get(path).copied();
+        if let Some(ino) = self.walked.borrow().as_ref().and_then(known) {
+            return Ok(ino);
         }
-        Ok(at)
+        let ino = self.child(self.walk(dir)?, name)?.ino;
+        if let Some(walked) = self.walked.borrow_mut().as_mut() {
+            walked.insert(path.to_owned(), ino);
+        }
+        Ok(ino)
     }
 
     fn child(&self, parent: Ino, name: &str) -> Res<Attr> {
@@ -53,7 +67,7 @@ impl Merged {
         }
     }
 
-    fn counted(&self, attr: Attr) -> Attr {
+    pub fn counted(&self, attr: Attr) -> Attr {
         self.lookups.borrow_mut().push(attr.ino);
         attr
     }
@@ -80,6 +94,14 @@ impl Merged {
         ok(self.union.setattr(&self.caller, ino, None, set)).map(drop)
     }
 
+    /// Keeps a file open and takes its name away. Its number stays looked up.
+    pub fn keep_unlinked(&self, path: &str) -> Res<()> {
+        let ino = self.walk(path)?;
+        let fh = self.open(path, libc::O_RDWR)?;
+        self.kept.borrow_mut().push((ino, fh));
+        self.unlink(path)
+    }
+
     fn made(&self, result: Result<Attr, Error>) -> Res<()> {
         self.counted(ok(result)?);
         Ok(())
@@ -87,6 +109,28 @@ impl Merged {
 }
 
 impl Fs for Merged {
+    fn dumping(&self, begins: bool) {
+        self.walked.replace(begins.then(HashMap::new));
+    }
+
+    fn add_open(&self, tree: &mut Tree) -> Result<(), String> {
+        for (i, (ino, fh)) in self.kept.borrow().iter().enumerate() {
+            let path = format!("{OPEN} {i}");
+            let failed = |e: Errno| format!("{path}: {e}");
+            let attr = ok(self.union.getattr(*ino, Some(*fh))).map_err(failed)?;
+            let mut entry = Entry::of(&attr, path.clone());
+            let size = usize::try_from(attr.size).unwrap();
+            entry.data = self.pread(*fh, 0, size + 1).map_err(failed)?;
+            let keys = ok(self.union.listxattr(*ino)).map_err(failed)?;
+            for key in xattr_list(&keys) {
+                let value = ok(self.union.getxattr(*ino, OsStr::new(&key))).map_err(failed)?;
+                entry.xattrs.insert(key, value);
+            }
+            tree.0.insert(path, entry);
+        }
+        Ok(())
+    }
+
     fn stat(&self, path: &str) -> Res<Attr> {
         let Ok((dir, name)) = split(path) else {
             return ok(self.union.getattr(ROOT, None));

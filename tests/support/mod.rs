@@ -8,7 +8,9 @@ pub mod merged;
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use cvmfs_union::error::Error;
 use cvmfs_union::union::Union;
 use cvmfs_union::union::api::{Durability, LowerSpec, Owner, UnionConfig, UpperSpec, Whiteouts};
 use tempfile::TempDir;
@@ -17,15 +19,21 @@ pub use disk::Disk;
 pub use fs::{Fs, Tree, assert_same};
 pub use merged::{Merged, ok};
 
+/// How long to wait for locks that nobody has for long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// Directories to mount as a union. When it is dropped, the lowers must be what they were.
 #[derive(Debug)]
 pub struct Stack {
-    dir: TempDir,
+    dir: PathBuf,
+    /// None: somebody else removes the directories.
+    owned: Option<TempDir>,
     lowers: Vec<Disk>,
     pub read_only: bool,
     pub whiteouts: Whiteouts,
     pub portable: bool,
     pub owner: Owner,
+    pub durability: Durability,
     before: OnceCell<Vec<Tree>>,
 }
 
@@ -33,20 +41,28 @@ impl Stack {
     /// Empty lowers and an empty upper.
     pub fn new(lowers: usize) -> Stack {
         let dir = temp_dir();
-        let make = |name: &str| {
+        let lower = |i| format!("lower{i}");
+        let names = ["upper".to_owned(), "work".to_owned()];
+        for name in names.into_iter().chain((0..lowers).map(lower)) {
             std::fs::create_dir(dir.path().join(name)).unwrap();
-            Disk::new(&dir.path().join(name))
-        };
-        make("upper");
-        make("work");
-        let lowers = (0..lowers).map(|i| make(&format!("lower{i}"))).collect();
+        }
+        let mut stack = Stack::attach(dir.path(), lowers);
+        stack.owned = Some(dir);
+        stack
+    }
+
+    /// The directories of a stack that somebody else made.
+    pub fn attach(dir: &Path, lowers: usize) -> Stack {
+        let lower = |i| Disk::new(&dir.join(format!("lower{i}")));
         Stack {
-            dir,
-            lowers,
+            dir: dir.to_owned(),
+            owned: None,
+            lowers: (0..lowers).map(lower).collect(),
             read_only: false,
             whiteouts: Whiteouts::Auto,
             portable: false,
             owner: Owner::Keep,
+            durability: Durability::Auto,
             before: OnceCell::new(),
         }
     }
@@ -67,8 +83,12 @@ impl Stack {
         &self.lowers
     }
 
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.dir.join(name)
     }
 
     pub fn upper(&self) -> Disk {
@@ -102,7 +122,7 @@ impl Stack {
             whiteouts: self.whiteouts,
             portable_upper: self.portable,
             owner: self.owner,
-            durability: Durability::Auto,
+            durability: self.durability,
         }
     }
 
@@ -117,7 +137,27 @@ impl Stack {
     /// The union. The lowers must not change from now on.
     pub fn mount(&self) -> Merged {
         self.before.get_or_init(|| self.lower_trees());
-        Merged::new(Union::new(&self.config()).unwrap())
+        Merged::new(self.open().unwrap())
+    }
+
+    /// The same, which may fail.
+    pub fn open(&self) -> Result<Union, Error> {
+        self.open_after(&|| ())
+    }
+
+    /// The same, with something to be done before each attempt. A process that another thread starts has
+    /// the descriptors of this one, and with them the locks, until it runs its program.
+    pub fn open_after(&self, before: &dyn Fn()) -> Result<Union, Error> {
+        let begun = Instant::now();
+        loop {
+            before();
+            match Union::new(&self.config()) {
+                Err(e) if e.errno() == libc::EWOULDBLOCK && begun.elapsed() < PATIENCE => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                union => return union,
+            }
+        }
     }
 
     /// The union as the next mount sees it.

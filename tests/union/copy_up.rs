@@ -2,102 +2,15 @@
 
 use cvmfs_union::union::api::{Attr, Kind, SetAttr};
 
-use super::{nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
+use super::sample;
 use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack, assert_same, is_root};
-
-fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &nothing,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
 
 fn write(merged: &Merged, path: &str, offset: u64, data: &[u8]) -> Res<()> {
     let fh = merged.open(path, libc::O_WRONLY)?;
     let done = merged.pwrite(fh, offset, data);
     merged.close(fh);
     done.map(drop)
-}
-
-#[test]
-fn a_write_fails_at_each_call() {
-    atomic(&|m| write(m, "dir/sub/deep", 2, b"changed"));
-}
-
-#[test]
-fn a_write_to_one_of_two_names_fails_at_each_call() {
-    atomic(&|m| write(m, "second", 2, b"changed"));
-}
-
-/// To an ordinary user the kernel takes set-id bits away with the first change of the data, so that a
-/// file which has them changes in two steps.
-fn set_id() -> u32 {
-    if is_root() { 0o4711 } else { 0o711 }
-}
-
-#[test]
-fn a_truncation_fails_at_each_call() {
-    let path = if is_root() {
-        "dir/file"
-    } else {
-        "dir/sub/deep"
-    };
-    atomic(&|m| m.truncate(path, 0));
-    atomic(&|m| m.truncate(path, 5));
-}
-
-#[test]
-fn a_metadata_copy_fails_at_each_call() {
-    atomic(&|m| m.chmod("dir/file", 0o600));
-    atomic(&|m| m.set_mtime("dir/file", 1));
-}
-
-#[test]
-fn filling_a_metadata_copy_fails_at_each_call() {
-    let prepare = |m: &Merged| m.chmod("dir/file", set_id()).unwrap();
-    let act = |m: &Merged| write(m, "dir/file", 2, b"changed");
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &prepare,
-        act: &act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn a_directory_fails_at_each_call() {
-    atomic(&|m| m.chmod("dir", 0o700));
-}
-
-#[test]
-fn a_fifo_fails_at_each_call() {
-    atomic(&|m| m.chmod("fifo", 0o600));
-}
-
-#[test]
-fn a_symlink_fails_at_each_call() {
-    let (uid, gid) = if is_root() {
-        (7, 8)
-    } else {
-        (nix_uid(), nix_gid())
-    };
-    atomic(&|m| m.chown("symlink", uid, gid));
-}
-
-fn nix_uid() -> u32 {
-    nix::unistd::getuid().as_raw()
-}
-
-fn nix_gid() -> u32 {
-    nix::unistd::getgid().as_raw()
 }
 
 /// What copying up must keep: all but what says where it is stored.

@@ -3,77 +3,12 @@
 use cvmfs_union::union::api::{Caller, Kind, ROOT};
 use nix::errno::Errno;
 
-use super::{DIALECTS, nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
+use super::{DIALECTS, sample};
 use crate::support::fs::Res;
 use crate::support::{Fs, Merged, Stack, is_root, ok};
 
-fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &nothing,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
 fn create(merged: &Merged, path: &str) -> Res<()> {
     merged.create(path, 0o640).map(|fh| merged.close(fh))
-}
-
-#[test]
-fn create_fails_at_each_call() {
-    atomic(&|m| create(m, "dir/sub/new"));
-    // A lower whiteout is under it, and the upper's own.
-    atomic(&|m| create(m, "dir/gone"));
-    let prepare = |m: &Merged| m.unlink("dir/file").unwrap();
-    let act = |m: &Merged| create(m, "dir/file");
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &prepare,
-        act: &act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn mkdir_fails_at_each_call() {
-    atomic(&|m| m.mkdir("dir/sub/new", 0o750));
-    let prepare = |m: &Merged| {
-        m.unlink("dir/sub/deep").unwrap();
-        m.rmdir("dir/sub").unwrap();
-    };
-    let act = |m: &Merged| m.mkdir("dir/sub", 0o750);
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &prepare,
-        act: &act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn symlink_and_mknod_fail_at_each_call() {
-    atomic(&|m| m.symlink("target", "dir/new"));
-    atomic(&|m| m.mknod("dir/new", libc::S_IFIFO | 0o600, 0));
-    let prepare = |m: &Merged| m.unlink("plain").unwrap();
-    let act = |m: &Merged| m.symlink("target", "plain");
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &prepare,
-        act: &act,
-        live: OldOrNew,
-    }
-    .check();
-    // A device 0:0 would be a whiteout.
-    atomic(&|m| m.mknod("dir/new", libc::S_IFCHR | 0o600, 0));
 }
 
 #[test]

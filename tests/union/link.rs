@@ -3,31 +3,8 @@
 use cvmfs_union::union::api::{RenameKind, Whiteouts};
 use nix::errno::Errno;
 
-use super::{DIALECTS, nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
-use crate::support::fs::Res;
+use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack};
-
-fn atomic_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn link_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.link("plain", "dir/sub/new"));
-    atomic_after(&nothing, &|m| m.link("first", "new"));
-    atomic_after(&nothing, &|m| m.link("symlink", "dir/gone"));
-    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| {
-        m.link("dir/file", "plain")
-    });
-}
 
 #[test]
 fn refusals() {

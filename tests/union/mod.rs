@@ -5,7 +5,6 @@ mod copy_up;
 mod create;
 mod dialect;
 mod link;
-mod live;
 mod lookup;
 mod marks;
 mod readdir;
@@ -18,10 +17,10 @@ use cvmfs_union::union::api::Whiteouts;
 use crate::support::Stack;
 
 /// Both ways to write deletions.
-const DIALECTS: [Whiteouts; 2] = [Whiteouts::Overlay, Whiteouts::Wh];
+pub const DIALECTS: [Whiteouts; 2] = [Whiteouts::Overlay, Whiteouts::Wh];
 
 /// Two layers with something of everything.
-fn sample(stack: &Stack) {
+pub fn sample(stack: &Stack) {
     stack
         .lower(1)
         .with_file("dir/file", "of the lowest layer")
@@ -45,5 +44,3 @@ fn sample(stack: &Stack) {
         .with_opq("covered")
         .with_file("covered/above", "seen");
 }
-
-fn nothing(_: &crate::support::Merged) {}

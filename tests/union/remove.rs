@@ -2,60 +2,8 @@
 
 use nix::errno::Errno;
 
-use super::{DIALECTS, nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
-use crate::support::fs::Res;
-use crate::support::{Fs, Merged, Stack};
-
-fn atomic_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn unlink_fails_at_each_call() {
-    for path in ["plain", "dir/sub/deep", "second", "fifo"] {
-        atomic_after(&nothing, &|m| m.unlink(path));
-    }
-    atomic_after(&|m| m.write("plain", b"above").unwrap(), &|m| {
-        m.unlink("plain")
-    });
-    atomic_after(&|m| m.write("new", b"above").unwrap(), &|m| m.unlink("new"));
-    atomic_after(&|m| m.chmod("first", 0o600).unwrap(), &|m| {
-        m.unlink("second")
-    });
-    atomic_after(&|m| m.unlink("first").unwrap(), &|m| m.unlink("second"));
-}
-
-#[test]
-fn rmdir_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rmdir("empty"));
-    atomic_after(&nothing, &|m| m.rmdir("shallow"));
-    atomic_after(&|m| m.chmod("shallow", 0o700).unwrap(), &|m| {
-        m.rmdir("shallow")
-    });
-    atomic_after(&|m| m.unlink("dir/sub/deep").unwrap(), &|m| {
-        m.rmdir("dir/sub")
-    });
-    atomic_after(&|m| m.mkdir("new", 0o755).unwrap(), &|m| m.rmdir("new"));
-    // Without a lower part, and yet with whiteouts in it.
-    let prepare = |m: &Merged| {
-        m.rename(
-            "dir/sub",
-            "moved",
-            cvmfs_union::union::api::RenameKind::Replace,
-        )
-        .unwrap();
-        m.unlink("moved/deep").unwrap();
-    };
-    atomic_after(&prepare, &|m| m.rmdir("moved"));
-}
+use super::{DIALECTS, sample};
+use crate::support::{Fs, Stack};
 
 #[test]
 fn what_is_removed_stays_so() {

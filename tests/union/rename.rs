@@ -3,23 +3,10 @@
 use cvmfs_union::union::api::{Kind, RenameKind, Whiteouts};
 use nix::errno::Errno;
 
-use super::{DIALECTS, nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
-use crate::support::fs::Res;
+use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack, assert_same, is_root};
 
 use RenameKind::{Exchange, NoReplace, Replace, Whiteout};
-
-fn atomic_after(prepare: &dyn Fn(&Merged), act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
 
 /// One rename of the sample in a fresh union, and what a later mount shows.
 fn renamed(whiteouts: Whiteouts, from: &str, to: &str, kind: RenameKind) -> (Stack, Merged) {
@@ -31,49 +18,6 @@ fn renamed(whiteouts: Whiteouts, from: &str, to: &str, kind: RenameKind) -> (Sta
     let merged = stack.reopen(merged);
     assert_same(&merged.tree(), &tree, "reopened");
     (stack, merged)
-}
-
-#[test]
-fn a_file_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rename("dir/sub/deep", "dir/new", Replace));
-    atomic_after(&nothing, &|m| m.rename("plain", "dir/file", Replace));
-    atomic_after(&|m| m.write("plain", b"x").unwrap(), &|m| {
-        m.rename("plain", "new", Replace)
-    });
-    atomic_after(&|m| m.unlink("plain").unwrap(), &|m| {
-        m.rename("symlink", "plain", Replace)
-    });
-}
-
-#[test]
-fn one_of_two_names_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rename("second", "dir/new", Replace));
-    atomic_after(&nothing, &|m| m.rename("plain", "second", Replace));
-}
-
-#[test]
-fn a_directory_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rename("dir/sub", "moved", Replace));
-    atomic_after(&nothing, &|m| m.rename("dir/sub", "empty", Replace));
-    atomic_after(&nothing, &|m| m.rename("dir", "shallow", Replace));
-    let prepare = |m: &Merged| {
-        m.mkdir("new", 0o755).unwrap();
-        m.rmdir("empty").unwrap();
-    };
-    atomic_after(&prepare, &|m| m.rename("new", "shallow", Replace));
-    atomic_after(&prepare, &|m| m.rename("new", "empty", Replace));
-    atomic_after(&prepare, &|m| m.rename("dir/sub", "empty", Replace));
-}
-
-#[test]
-fn an_exchange_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rename("plain", "dir", Exchange));
-    atomic_after(&nothing, &|m| m.rename("dir/sub", "covered", Exchange));
-}
-
-#[test]
-fn a_rename_with_a_whiteout_fails_at_each_call() {
-    atomic_after(&nothing, &|m| m.rename("plain", "new", Whiteout));
 }
 
 #[test]

@@ -2,28 +2,8 @@
 
 use nix::errno::Errno;
 
-use super::{DIALECTS, nothing, sample};
-use crate::support::faults::{Case, Live::OldOrNew};
-use crate::support::fs::Res;
-use crate::support::{Fs, Merged, Stack, is_root, mark_space};
-
-fn atomic(act: &dyn Fn(&Merged) -> Res<()>) {
-    Case {
-        lowers: 2,
-        build: &sample,
-        prepare: &nothing,
-        act,
-        live: OldOrNew,
-    }
-    .check();
-}
-
-#[test]
-fn changes_fail_at_each_call() {
-    atomic(&|m| m.setxattr("dir/file", "user.b", b"x", 0));
-    atomic(&|m| m.setxattr("dir/sub", "user.b", b"x", 0));
-    atomic(&|m| m.removexattr("dir/file", "user.a"));
-}
+use super::{DIALECTS, sample};
+use crate::support::{Fs, Stack, is_root, mark_space};
 
 /// Names that a union claims for itself.
 fn claimed() -> Vec<String> {
