@@ -386,7 +386,7 @@ fn one_mount_to_an_upper() {
 }
 
 /// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
-fn daemon_of(mnt: &Path) -> i32 {
+pub fn daemon_of(mnt: &Path) -> i32 {
     for entry in fs::read_dir("/proc").unwrap() {
         let entry = entry.unwrap();
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {

@@ -26,6 +26,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use self::attributes::*;
 use self::data::*;
 use self::directories::*;
@@ -35,8 +38,9 @@ use self::removed::*;
 use self::trees::*;
 use crate::conformance;
 use crate::differential::all_old;
+use crate::layered::daemon_of;
 use crate::support::process::{Ended, answer, in_a_process, input, message};
-use crate::support::{Fixture, System, isolated, require_all, sys};
+use crate::support::{Fixture, Scratch, System, isolated, require_all, sys};
 
 /// A case has so long, on a loaded machine too. Most take a tenth of a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -215,6 +219,39 @@ fn lower_untouched_with_every_passthrough() {
         let name = "lower_untouched_by_reader_then_writer";
         assert_eq!(outcome(name, System::Ours, &options), None, "{value}");
     }
+}
+
+/// That a case which hangs is given up, with nothing left of it.
+#[test]
+fn what_hangs_is_given_up() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let scratch = Scratch::new("hangs");
+    let note = scratch.path().join("note");
+    let words = [note.to_str().unwrap()];
+    let ended = in_a_process("rivals::hangs", &words, &[], Duration::from_secs(3));
+    assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
+    let note = std::fs::read_to_string(note).unwrap();
+    let (daemon, mnt) = note.split_once(' ').unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(mnt), "{mnt} is mounted");
+    // What is left until somebody waits for it has no arguments.
+    let arguments = std::fs::read(format!("/proc/{daemon}/cmdline"));
+    assert!(arguments.unwrap_or_default().is_empty(), "{daemon} runs");
+}
+
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn hangs() {
+    let Some(words) = input() else { return };
+    let mut f = Fixture::new("hangs");
+    stock(&mut f);
+    f.mount();
+    let daemon = daemon_of(&f.mnt);
+    std::fs::write(&words[0], format!("{daemon} {}", f.mnt.display())).unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGSTOP).unwrap();
+    sys::stat(f.at("dir/sub/below")).unwrap();
 }
 
 fn case_dir(f: &mut Fixture) {
