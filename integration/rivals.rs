@@ -3,7 +3,7 @@
 //! does not.
 //!
 //! `cargo test --test integration rivals -- --nocapture | grep '^|'` prints the table: a row for
-//! each point. `CVMFS_UNION_RIVALS_OPS` (1100) is the number of operations on whole trees.
+//! each point, with the columns in the order of `System::ALL`. `CVMFS_UNION_RIVALS_OPS` (1100) is the number of operations on whole trees.
 //!
 //! Of the points, these are not ours either; `limits` shows what we do instead:
 //!
@@ -40,7 +40,7 @@ use crate::conformance;
 use crate::differential::all_old;
 use crate::layered::daemon_of;
 use crate::support::process::{Ended, answer, in_a_process, input, message};
-use crate::support::{Fixture, Scratch, System, isolated, require_all, sys};
+use crate::support::{Fixture, Scratch, System, isolated, require, require_all, sys};
 
 /// A case has so long, on a loaded machine too. Most take a tenth of a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -62,6 +62,8 @@ use Case::{Dir, On, Stock};
 enum Kind {
     /// We pass, and not every rival does.
     Point,
+    /// The same, where the kernel lets a daemon hand out the files of its layers.
+    Passthrough,
     /// We do not pass either.
     Limit,
 }
@@ -107,7 +109,6 @@ points! {
         one_device_number = On(two_file_systems, one_device),
         listed_numbers_are_those_of_stat = On(two_file_systems, listed_numbers),
         fstat_on_a_descriptor_from_before_copy_up = Stock(fstat_from_before),
-        read_on_a_descriptor_from_before_copy_up = Stock(read_from_before),
         read_only_mapping_from_before_copy_up = Stock(mapping_from_before),
         times_of_the_parent_at_copy_up = Stock(parent_times),
         times_before_1970 = Stock(negative_times),
@@ -125,7 +126,10 @@ points! {
         oci_whiteouts_in_layers = On(oci_layers, oci_whiteouts),
         tree_is_the_same_after_a_remount = Stock(stress_then_remount),
         random_operations_as_on_a_plain_directory = Stock(random_operations),
+    }
+    Passthrough: {
         lower_untouched_by_reader_then_writer = Stock(reader_then_writer),
+        read_on_a_descriptor_from_before_copy_up = Stock(read_from_before),
     }
     Limit: {
         temporary_files = Stock(tmpfile),
@@ -183,6 +187,9 @@ fn compare(name: &str, kind: Kind) {
     if !System::ALL.iter().all(|s| require_all(s.needs())) || !require_all(&["root"]) {
         return;
     }
+    if kind == Kind::Passthrough && !require("passthrough") {
+        return;
+    }
     let outcomes = System::ALL.map(|system| (system, outcome(name, system, &[])));
     let cells = outcomes.each_ref().map(|(_, outcome)| match outcome {
         None => "yes",
@@ -206,6 +213,17 @@ fn compare(name: &str, kind: Kind) {
         System::RIVALS.into_iter().any(failed),
         "every rival passes: {outcomes:?}"
     );
+}
+
+/// fuse-overlayfs 2.0 writes into the lower.
+#[test]
+fn lower_is_written_by_fuse_overlayfs_2() {
+    let system = System::FuseOverlayfs2;
+    if require_all(&["root", "passthrough"]) && require_all(system.needs()) {
+        let outcome = outcome("lower_untouched_by_reader_then_writer", system, &[]);
+        let said = outcome.unwrap_or_default();
+        assert!(said.contains(LOWER_WRITTEN), "{said}");
+    }
 }
 
 /// Whatever `--passthrough` says, ours does not do it.
