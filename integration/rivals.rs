@@ -3,7 +3,7 @@
 //! does not.
 //!
 //! `cargo test --test integration rivals -- --nocapture | grep '^|'` prints the table: a row for
-//! each point, with the columns in the order of `System::ALL`. `CVMFS_UNION_RIVALS_OPS` (1100) is the number of operations on whole trees.
+//! each point, with the columns in the order of `System::ALL`. `CVMFS_UNION_RIVALS_OPS` (1200) is the number of operations on whole trees.
 //!
 //! Of the points, these are not ours either; `limits` shows what we do instead:
 //!
