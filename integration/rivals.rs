@@ -3,7 +3,7 @@
 //! does not.
 //!
 //! `cargo test --test integration rivals -- --nocapture | grep '^|'` prints the table: a row for
-//! each point. `CVMFS_UNION_RIVALS_OPS` (1100) is the number of operations on whole trees.
+//! each point, with the columns in the order of `System::ALL`. `CVMFS_UNION_RIVALS_OPS` (1200) is the number of operations on whole trees.
 //!
 //! Of the points, these are not ours either; `limits` shows what we do instead:
 //!
@@ -26,6 +26,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use self::attributes::*;
 use self::data::*;
 use self::directories::*;
@@ -34,9 +37,10 @@ use self::names::*;
 use self::removed::*;
 use self::trees::*;
 use crate::conformance;
+use crate::support::daemon;
 use crate::support::process::{Ended, answer, in_a_process, input, message};
 use crate::support::script::all_old;
-use crate::support::{Fixture, System, isolated, require_all, sys};
+use crate::support::{Fixture, Scratch, System, isolated, require, require_all, sys};
 
 /// A case has so long, on a loaded machine too. Most take a tenth of a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -58,6 +62,8 @@ use Case::{Dir, On, Stock};
 enum Kind {
     /// We pass, and not every rival does.
     Point,
+    /// The same, where the kernel lets a daemon hand out the files of its layers.
+    Passthrough,
     /// We do not pass either.
     Limit,
 }
@@ -103,7 +109,6 @@ points! {
         one_device_number = On(two_file_systems, one_device),
         listed_numbers_are_those_of_stat = On(two_file_systems, listed_numbers),
         fstat_on_a_descriptor_from_before_copy_up = Stock(fstat_from_before),
-        read_on_a_descriptor_from_before_copy_up = Stock(read_from_before),
         read_only_mapping_from_before_copy_up = Stock(mapping_from_before),
         times_of_the_parent_at_copy_up = Stock(parent_times),
         times_before_1970 = Stock(negative_times),
@@ -121,7 +126,10 @@ points! {
         oci_whiteouts_in_layers = On(oci_layers, oci_whiteouts),
         tree_is_the_same_after_a_remount = Stock(stress_then_remount),
         random_operations_as_on_a_plain_directory = Stock(random_operations),
+    }
+    Passthrough: {
         lower_untouched_by_reader_then_writer = Stock(reader_then_writer),
+        read_on_a_descriptor_from_before_copy_up = Stock(read_from_before),
     }
     Limit: {
         temporary_files = Stock(tmpfile),
@@ -179,6 +187,9 @@ fn compare(name: &str, kind: Kind) {
     if !System::ALL.iter().all(|s| require_all(s.needs())) || !require_all(&["root"]) {
         return;
     }
+    if kind == Kind::Passthrough && !require("passthrough") {
+        return;
+    }
     let outcomes = System::ALL.map(|system| (system, outcome(name, system, &[])));
     let cells = outcomes.each_ref().map(|(_, outcome)| match outcome {
         None => "yes",
@@ -204,6 +215,17 @@ fn compare(name: &str, kind: Kind) {
     );
 }
 
+/// fuse-overlayfs 2.0 writes into the lower.
+#[test]
+fn lower_is_written_by_fuse_overlayfs_2() {
+    let system = System::FuseOverlayfs2;
+    if require_all(&["root", "passthrough"]) && require_all(system.needs()) {
+        let outcome = outcome("lower_untouched_by_reader_then_writer", system, &[]);
+        let said = outcome.unwrap_or_default();
+        assert!(said.contains(LOWER_WRITTEN), "{said}");
+    }
+}
+
 /// Whatever `--passthrough` says, ours does not do it.
 #[test]
 fn lower_untouched_with_every_passthrough() {
@@ -215,6 +237,39 @@ fn lower_untouched_with_every_passthrough() {
         let name = "lower_untouched_by_reader_then_writer";
         assert_eq!(outcome(name, System::Ours, &options), None, "{value}");
     }
+}
+
+/// That a case which hangs is given up, with nothing left of it.
+#[test]
+fn what_hangs_is_given_up() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let scratch = Scratch::new("hangs");
+    let note = scratch.path().join("note");
+    let words = [note.to_str().unwrap()];
+    let ended = in_a_process("rivals::hangs", &words, &[], Duration::from_secs(3));
+    assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
+    let note = std::fs::read_to_string(note).unwrap();
+    let (daemon, mnt) = note.split_once(' ').unwrap();
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(mnt), "{mnt} is mounted");
+    // What is left until somebody waits for it has no arguments.
+    let arguments = std::fs::read(format!("/proc/{daemon}/cmdline"));
+    assert!(arguments.unwrap_or_default().is_empty(), "{daemon} runs");
+}
+
+#[test]
+#[ignore = "run by another test, in a process of its own"]
+fn hangs() {
+    let Some(words) = input() else { return };
+    let mut f = Fixture::new("hangs");
+    stock(&mut f);
+    f.mount();
+    let daemon = daemon::of(&f.mnt);
+    std::fs::write(&words[0], format!("{daemon} {}", f.mnt.display())).unwrap();
+    kill(Pid::from_raw(daemon), Signal::SIGSTOP).unwrap();
+    sys::stat(f.at("dir/sub/below")).unwrap();
 }
 
 fn case_dir(f: &mut Fixture) {

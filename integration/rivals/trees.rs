@@ -7,7 +7,7 @@ use crate::support::{Compare, Fixture, System, Tree};
 const SEED: u64 = 7;
 
 pub fn operations() -> usize {
-    std::env::var("CVMFS_UNION_RIVALS_OPS").map_or(1100, |value| value.parse().unwrap())
+    std::env::var("CVMFS_UNION_RIVALS_OPS").map_or(1200, |value| value.parse().unwrap())
 }
 
 /// Random operations; what they answer is no matter, what is there afterwards is to stay.

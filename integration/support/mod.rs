@@ -77,6 +77,14 @@ fn have(what: &str) -> Result<(), String> {
                 .then_some(())
                 .ok_or_else(|| "the kernel has no overlayfs".into())
         }
+        "passthrough" => {
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+            let mut numbers = release.split('.').map(|n| n.parse::<u32>().unwrap_or(0));
+            let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            (version >= (6, 9))
+                .then_some(())
+                .ok_or_else(|| format!("FUSE passthrough came with Linux 6.9, this is {release}"))
+        }
         "userns" => runs("unshare", &["-Urm", "true"]),
         "setfacl" => runs("setfacl", &["--version"]),
         "fusermount3" => runs("fusermount3", &["--version"]),
