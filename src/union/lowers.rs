@@ -15,9 +15,6 @@ use crate::layer::{Listed, Listing, LowerDir, Lowers};
 use crate::sys::meta::Stat;
 use crate::sys::{file, name};
 
-/// How many merged listings are kept.
-const KEPT_LISTINGS: usize = 2048;
-
 /// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
 pub const LOWER_BIT: u64 = 1 << 62;
 
@@ -30,11 +27,10 @@ pub struct Listings {
     kept: Mutex<LruCache<Key, Arc<Listing>>>,
 }
 
-impl Default for Listings {
-    fn default() -> Self {
-        let size = NonZeroUsize::new(KEPT_LISTINGS).unwrap_or(NonZeroUsize::MIN);
+impl Listings {
+    pub fn new(kept: NonZeroUsize) -> Listings {
         Listings {
-            kept: Mutex::new(LruCache::new(size)),
+            kept: Mutex::new(LruCache::new(kept)),
         }
     }
 }
