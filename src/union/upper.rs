@@ -87,7 +87,7 @@ impl Upper {
         }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
-        let probe = abilities(&base, &work)?;
+        let probe = abilities(&base, &work).map_err(|e| e.at(&spec.work))?;
         let style = match config.whiteouts {
             Whiteouts::Wh => Style::Wh,
             Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,
@@ -119,7 +119,9 @@ impl Upper {
             remembered: Mutex::default(),
             temp: AtomicU64::new(0),
         };
-        upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
+        upper.wh_is_mark = upper
+            .settle_dialect(config.portable_upper)
+            .map_err(|e| e.at(&spec.upper))?;
         if upper.space == Space::None {
             upper.remember_index()?;
         }
