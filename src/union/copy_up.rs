@@ -430,6 +430,8 @@ impl Union {
         if let (Some(value), Want::Data) = (capability, want) {
             xattr::set(at.fd(), b"", CAPABILITY, &value, 0).op("copy up capabilities")?;
         }
+        // Under the lock, so that no lookup reads the marks that go and enters a node made from them.
+        let _tree = self.write_tree();
         upper.clear_mark(&at, Mark::Metacopy)?;
         upper.clear_mark(&at, Mark::Redirect)?;
         node.state.write().metacopy = false;
