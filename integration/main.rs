@@ -23,6 +23,7 @@ mod fsx;
 mod layered;
 mod passed_fd;
 mod pjdfstest;
+mod privilege;
 mod rootless;
 mod support;
 mod uppers;

@@ -1,5 +1,8 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
+pub mod creds;
+pub mod deadline;
+pub mod random;
 pub mod slow_fs;
 pub mod sys;
 
