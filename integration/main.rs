@@ -24,6 +24,7 @@ mod layered;
 mod passed_fd;
 mod pjdfstest;
 mod privilege;
+mod races;
 mod rootless;
 mod support;
 mod uppers;
