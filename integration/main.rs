@@ -29,6 +29,8 @@ mod layered;
 mod limits;
 mod passed_fd;
 mod pjdfstest;
+mod privilege;
+mod races;
 mod rivals;
 mod rootless;
 mod support;

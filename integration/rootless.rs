@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::support::{Fixture, Mounted, PROGRAM, require_all, run, sys, text};
 
 /// `daemon`, which every Debian system has: fusermount3 insists on a name for its user.
-const USER: u32 = 1;
+pub const USER: u32 = 1;
 const STRANGER: u32 = 12346;
 
 /// The script's work is done inside the namespace, where the mount is.
@@ -207,8 +209,8 @@ fn users_lower(fixture: &mut Fixture) {
     sys::setxattr(base.join("open/capable"), key, &capability, 0).unwrap();
 }
 
-/// Runs a script as the user, with a copy of the program, which may lie where the user cannot go.
-fn run_as_user(fixture: &Fixture, mut shell: Command, script: &str) -> Output {
+/// A copy of the program, which may lie where users cannot go.
+pub fn program_for_users(fixture: &Fixture) -> PathBuf {
     let program: PathBuf = fixture.scratch().join("cvmfs-union");
     // By cp: had this process it open for writing, children of other tests might hold it busy.
     assert!(
@@ -216,13 +218,18 @@ fn run_as_user(fixture: &Fixture, mut shell: Command, script: &str) -> Output {
             .status
             .success()
     );
+    program
+}
+
+/// Runs a script as the user.
+fn run_as_user(fixture: &Fixture, mut shell: Command, script: &str) -> Output {
     run(shell
         .args(["-c", &format!("{PRELUDE}{script}")])
         .uid(USER)
         .gid(USER)
         .current_dir("/")
         .env("LC_ALL", "C")
-        .env("PROGRAM", program)
+        .env("PROGRAM", program_for_users(fixture))
         .env("USER", USER.to_string())
         .env("STRANGER", STRANGER.to_string())
         .env("TOP", &fixture.lowers[0])
@@ -233,6 +240,11 @@ fn run_as_user(fixture: &Fixture, mut shell: Command, script: &str) -> Output {
 }
 
 fn ordinary_user(name: &str, script: &str) {
+    as_ordinary_user(name, script, |_| {});
+}
+
+/// Runs a script as the user. Once it has made `$WORK.ready`, the body is run, and then `$WORK.go` made.
+pub fn as_ordinary_user(name: &str, script: &str, body: impl FnOnce(&Fixture)) {
     if !require_all(&["root", "fuse", "fusermount3"]) {
         return;
     }
@@ -242,12 +254,40 @@ fn ordinary_user(name: &str, script: &str) {
     for dir in [&fixture.upper, &fixture.work, &fixture.mnt] {
         sys::lchown(dir, USER, USER).unwrap();
     }
-    let output = run_as_user(&fixture, Command::new("sh"), script);
+    sys::chmod(fixture.scratch(), 0o1777).unwrap();
+    let shell = Command::new("sh");
+    let output = with_signals(&fixture, || run_as_user(&fixture, shell, script), body);
     if !output.status.success() {
         drop(Mounted(fixture.mnt.clone()));
         let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
         panic!("{}\n{said}", output.status);
     }
+}
+
+/// Runs the body between the script's `$WORK.ready` and its `$WORK.go`.
+pub fn with_signals(
+    fixture: &Fixture,
+    script: impl FnOnce() -> Output + Send,
+    body: impl FnOnce(&Fixture),
+) -> Output {
+    let beside = |end: &str| PathBuf::from(format!("{}.{end}", fixture.work.display()));
+    std::thread::scope(|scope| {
+        let script = scope.spawn(script);
+        while sys::stat(beside("ready")).is_err() && !script.is_finished() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let done = if script.is_finished() {
+            Ok(())
+        } else {
+            catch_unwind(AssertUnwindSafe(|| body(fixture)))
+        };
+        fs::write(beside("go"), "").unwrap();
+        let output = script.join().unwrap();
+        match done {
+            Ok(()) => output,
+            Err(cause) => resume_unwind(cause),
+        }
+    })
 }
 
 #[test]

@@ -21,6 +21,29 @@ use ops::{Files, Op, Step};
 /// The cases of a run that nobody asked more of.
 const CASES: u32 = 400;
 
+/// How the union is opened.
+#[derive(Clone, Debug)]
+struct Mode {
+    whiteouts: Whiteouts,
+    portable: bool,
+    /// Hardly anything is kept in memory.
+    little: bool,
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    let whiteouts = prop_oneof![Just(Whiteouts::Auto), Just(Whiteouts::Wh)];
+    let parts = (
+        whiteouts,
+        prop::bool::weighted(0.2),
+        prop::bool::weighted(0.3),
+    );
+    parts.prop_map(|(whiteouts, portable, little)| Mode {
+        whiteouts,
+        portable,
+        little,
+    })
+}
+
 /// A union and its reference, and what was done to both.
 struct Pair {
     stack: Stack,
@@ -34,18 +57,16 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(initial: &Initial, whiteouts: Whiteouts, portable: bool) -> Pair {
+    fn new(initial: &Initial, mode: &Mode) -> Pair {
         let reference = temp_dir();
         let disk = Disk::new(reference.path());
-        let mut stack = Stack::with(initial.lowers(), whiteouts);
-        stack.portable = portable;
+        let mut stack = Stack::with(initial.lowers(), mode.whiteouts);
+        stack.portable = mode.portable;
+        if mode.little {
+            stack.keep_little();
+        }
         let mut script = initial.build(&stack, &disk);
-        writeln!(
-            script,
-            "mount {whiteouts:?}{}",
-            if portable { " portable" } else { "" }
-        )
-        .unwrap();
+        writeln!(script, "mount {mode:?}").unwrap();
         let (merged, tree) = (Some(stack.mount()), disk.tree());
         let files = Files::default();
         Pair {
@@ -144,15 +165,15 @@ fn config() -> ProptestConfig {
     }
 }
 
-fn fresh_seed() -> u64 {
+pub fn fresh_seed() -> u64 {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap();
     u64::from(now.subsec_nanos()) ^ now.as_secs()
 }
 
-fn run(initial: &Initial, whiteouts: Whiteouts, portable: bool, ops: &[Op]) -> TestCaseResult {
-    let mut pair = Pair::new(initial, whiteouts, portable);
+fn run(initial: &Initial, mode: &Mode, ops: &[Op]) -> TestCaseResult {
+    let mut pair = Pair::new(initial, mode);
     pair.compare("the merged tree to begin with")?;
     for op in ops {
         pair.apply(op)?;
@@ -166,11 +187,10 @@ proptest! {
     #[test]
     fn a_union_is_a_plain_directory(
         initial in initial::any(),
-        whiteouts in prop_oneof![Just(Whiteouts::Auto), Just(Whiteouts::Wh)],
-        portable in prop::bool::weighted(0.2),
+        mode in mode(),
         ops in prop::collection::vec(ops::op(), 1..40),
     ) {
-        run(&initial, whiteouts, portable, &ops)?;
+        run(&initial, &mode, &ops)?;
     }
 }
 

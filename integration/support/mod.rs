@@ -1,10 +1,13 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
 pub mod canary;
+pub mod creds;
 pub mod daemon;
+pub mod deadline;
 pub mod files;
 pub mod foreground;
 pub mod process;
+pub mod random;
 pub mod script;
 pub mod slow_fs;
 pub mod sys;

@@ -23,7 +23,7 @@ use crate::error::best_effort;
 use crate::fuse::session;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
-use crate::union::api::{Durability, Owner, UnionConfig, Whiteouts};
+use crate::union::api::{Durability, Limits, Owner, UnionConfig, Whiteouts};
 use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
@@ -248,6 +248,7 @@ impl Job {
                 "volatile" => Durability::Volatile,
                 _ => Durability::Auto,
             },
+            limits: Limits::default(),
         };
         let begun = Instant::now();
         loop {

@@ -16,9 +16,6 @@ use super::dialect;
 use crate::error::{Context, Error, Result};
 use crate::sys::{file, meta, xattr};
 
-/// How many descriptors of lower directories are kept open.
-const KEPT_DIRECTORIES: usize = 512;
-
 /// Position of a layer in the stack, 0 the topmost lower.
 pub type LayerIndex = u32;
 
@@ -85,12 +82,12 @@ impl Layer {
 }
 
 impl Lowers {
-    /// Takes the layers topmost first; a layer's position is its `LayerIndex`.
-    pub fn new(layers: Vec<Layer>) -> Lowers {
-        let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
+    /// Takes the layers topmost first; a layer's position is its `LayerIndex`. `kept` is how many
+    /// descriptors of directories stay open.
+    pub fn new(layers: Vec<Layer>, kept: NonZeroUsize) -> Lowers {
         Lowers {
             layers,
-            kept: Mutex::new(LruCache::new(size)),
+            kept: Mutex::new(LruCache::new(kept)),
         }
     }
 

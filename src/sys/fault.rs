@@ -16,9 +16,13 @@ enum Strike {
     Kill,
 }
 
+/// How many calls are left, and what to do before the last of them.
+type Hook = (u32, Box<dyn FnOnce()>);
+
 /// What is to happen on a thread.
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Plan {
+    hook: Option<Hook>,
     /// So many calls from now (1 is the next).
     strike: Option<(u32, Strike)>,
     struck: Option<&'static str>,
@@ -28,7 +32,7 @@ struct Plan {
 
 thread_local! {
     static PLAN: RefCell<Plan> = const {
-        RefCell::new(Plan { strike: None, struck: None, lacking: &[], calls: None })
+        RefCell::new(Plan { hook: None, strike: None, struck: None, lacking: &[], calls: None })
     };
 }
 
@@ -45,6 +49,17 @@ pub fn fail_nth(n: u32, errno: i32) {
 /// Kills the process before the `n`-th wrapped call from now on.
 pub fn kill_nth(n: u32) {
     plan(|p| (p.strike, p.struck) = (Some((n, Strike::Kill)), None));
+}
+
+/// Runs the hook before the `n`-th wrapped call from now on, on this thread only: what other threads do
+/// in it happens between two calls of this one.
+pub fn pause_before(n: u32, hook: impl FnOnce() + 'static) {
+    plan(|p| p.hook = Some((n, Box::new(hook))));
+}
+
+/// Takes the hook back; true where it had not run yet.
+pub fn dismiss() -> bool {
+    plan(|p| p.hook.take()).is_some()
 }
 
 /// Takes the plan back; the name of the call that it struck, if it did.
@@ -81,10 +96,23 @@ pub(super) fn point(call: &'static str) -> io::Result<()> {
     if !ARMED.load(Ordering::Relaxed) {
         return Ok(());
     }
+    if let Some(hook) = PLAN.with_borrow_mut(Plan::hook_now) {
+        hook();
+    }
     PLAN.with_borrow_mut(|plan| plan.meet(call))
 }
 
 impl Plan {
+    /// The hook, if it is its turn.
+    fn hook_now(&mut self) -> Option<Box<dyn FnOnce()>> {
+        let (left, hook) = self.hook.take()?;
+        if left <= 1 {
+            return Some(hook);
+        }
+        self.hook = Some((left - 1, hook));
+        None
+    }
+
     fn meet(&mut self, call: &'static str) -> io::Result<()> {
         if let Some(calls) = &mut self.calls {
             calls.push(call);

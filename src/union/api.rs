@@ -1,5 +1,6 @@
 //! The vocabulary of the union's operations: what callers pass in and get back.
 
+use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
@@ -170,6 +171,25 @@ pub struct UpperSpec {
     pub work: PathBuf,
 }
 
+/// How much is kept in memory of what can be had again.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Descriptors of directories: so many of lowers, and so many of the upper.
+    pub directories: NonZeroUsize,
+    /// Merged listings of the lower parts of directories.
+    pub listings: NonZeroUsize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let limit = |n| NonZeroUsize::new(n).unwrap_or(NonZeroUsize::MIN);
+        Limits {
+            directories: limit(512),
+            listings: limit(2048),
+        }
+    }
+}
+
 /// Everything a union is opened from.
 #[derive(Debug)]
 pub struct UnionConfig {
@@ -185,6 +205,8 @@ pub struct UnionConfig {
     pub owner: Owner,
     /// Without an upper it means nothing.
     pub durability: Durability,
+    /// Lower ones cost time, not correctness.
+    pub limits: Limits,
 }
 
 /// Flags of `rename`.

@@ -440,6 +440,8 @@ impl Union {
         if want == Want::Data && upper.durability != Durability::Volatile {
             file::fdatasync(fd.as_fd()).op("sync copy")?;
         }
+        // Under the lock, so that no lookup reads the marks that go and enters a node made from them.
+        let _tree = self.write_tree();
         upper.clear_mark(&at, Mark::Metacopy)?;
         upper.clear_mark(&at, Mark::Redirect)?;
         node.state.write().metacopy = false;

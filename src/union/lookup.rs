@@ -129,7 +129,7 @@ impl Union {
         loop {
             let tree = self.read_tree();
             let held = self.held(&tree, parent, name)?;
-            let node = match held {
+            let (watch, node) = match held {
                 Some(Held {
                     object: Some(_),
                     whiteout,
@@ -141,31 +141,32 @@ impl Union {
                         node.add_link(parent, name, true);
                         return Ok(Some(self.table.used(node)));
                     }
+                    let watch = self.table.watch(seen.ino);
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
-                    Some((seen.ino, self.upper_node(seen, below)))
+                    (watch, self.upper_node(seen, below))
                 }
-                Some(_) => None,
+                Some(_) => return Ok(None),
                 None => {
                     drop(tree);
-                    match listing.get(name) {
-                        Some(entry) => {
-                            let below = self.below(entry)?;
-                            Some((below.ino, self.lower_node(below)?))
-                        }
-                        None => None,
-                    }
+                    let Some(entry) = listing.get(name) else {
+                        return Ok(None);
+                    };
+                    let below = self.below(entry)?;
+                    // Before a look into the index of hard links.
+                    let watch = self.table.watch(below.ino);
+                    (watch, self.lower_node(below)?)
                 }
-            };
-            let Some((ino, node)) = node else {
-                return Ok(None);
             };
             let tree = self.read_tree();
             if self.held(&tree, parent, name)? != held {
                 continue;
             }
             let kind = node.kind;
-            let node = self.table.used(self.table.intern(ino, || node));
+            let Some(node) = watch.intern(node) else {
+                continue;
+            };
+            let node = self.table.used(node);
             if node.kind != kind || node.stands_elsewhere(parent, name) {
                 return Err(Error::new(libc::EIO, "two objects have one number"));
             }

@@ -1,5 +1,6 @@
 //! What the lowers say: merged listings, kept for a while, and the objects behind their names.
 
+use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -14,9 +15,8 @@ use crate::layer::{Listed, Listing, LowerDir, Lowers, quiet};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
-/// How many merged listings are kept.
-const KEPT_LISTINGS: usize = 2048;
-/// How many names they may hold together, which is some 100 MB; the last one read may hold more.
+/// How many names the kept listings may hold together, which is some 100 MB; the last one read may hold
+/// more.
 const KEPT_NAMES: usize = 1 << 19;
 
 /// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
@@ -37,16 +37,15 @@ struct Kept {
     names: usize,
 }
 
-impl Default for Listings {
-    fn default() -> Self {
-        let listings = LruCache::unbounded();
+impl Listings {
+    /// Keeps at most so many.
+    pub fn new(most: NonZeroUsize) -> Listings {
+        let listings = LruCache::new(most);
         Listings {
             kept: Mutex::new(Kept { listings, names: 0 }),
         }
     }
-}
 
-impl Listings {
     fn get(&self, key: &Key) -> Option<Arc<Listing>> {
         self.kept.lock().listings.get(key).cloned()
     }
@@ -54,12 +53,10 @@ impl Listings {
     fn put(&self, key: Key, listing: Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.names += listing.len();
-        if let Some(old) = kept.listings.put(key, listing) {
+        if let Some((_, old)) = kept.listings.push(key, listing) {
             kept.names -= old.len();
         }
-        while kept.listings.len() > KEPT_LISTINGS
-            || kept.names > KEPT_NAMES && kept.listings.len() > 1
-        {
+        while kept.names > KEPT_NAMES && kept.listings.len() > 1 {
             let Some((_, old)) = kept.listings.pop_lru() else {
                 break;
             };

@@ -75,7 +75,7 @@ impl Union {
             .filter(|l| stand.insert((&l.identity, &l.path)))
             .map(|l| Layer::open(&l.path, &l.identity))
             .collect::<Result<_>>()?;
-        let lowers = Lowers::new(layers);
+        let lowers = Lowers::new(layers, config.limits.directories);
         let upper = config
             .upper
             .as_ref()
@@ -88,7 +88,7 @@ impl Union {
             owner: config.owner,
             tree: RwLock::new(()),
             table: Table::new(root),
-            listings: lowers::Listings::default(),
+            listings: lowers::Listings::new(config.limits.listings),
             flights: copy_up::Flights::default(),
             handles: open::Handles::default(),
             statfs: Mutex::new(None),

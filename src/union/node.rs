@@ -167,8 +167,10 @@ pub struct Held {
     pub object: Option<u8>,
     /// The name is hidden in the lowers.
     pub whiteout: bool,
-    /// Tells one object under the name from the next, and orders the names of a listing.
+    /// Orders the names of a listing; one that gets another object keeps it.
     pub seq: u64,
+    /// Tells one object under the name from the next.
+    pub version: u64,
 }
 
 /// The names of one directory of the upper, as users know them.
@@ -186,11 +188,12 @@ impl Index {
         self.names.get(name).copied()
     }
 
-    /// Records what stands under the name; an object that was not there gets a new number.
+    /// Records what stands under the name; an object where none was gets a new place in listings.
     pub fn set(&mut self, name: &[u8], object: Option<u8>, whiteout: bool) {
+        self.next += 1;
         if let Some(old) = self.names.get_mut(name) {
             if object.is_some() && old.object.is_some() {
-                (old.object, old.whiteout) = (object, whiteout);
+                (old.object, old.whiteout, old.version) = (object, whiteout, self.next);
                 return;
             }
             self.order.remove(&old.seq);
@@ -199,13 +202,13 @@ impl Index {
             self.names.remove(name);
             return;
         }
-        self.next += 1;
         self.names.insert(
             name.into(),
             Held {
                 object,
                 whiteout,
                 seq: self.next,
+                version: self.next,
             },
         );
         self.order.insert(self.next, name.into());

@@ -71,7 +71,12 @@ impl Union {
                 return Err(Error::new(libc::EEXIST, "rename"));
             }
             None if exchange => return Err(Error::new(libc::ENOENT, "exchange")),
-            Some(target) if Arc::ptr_eq(&source, target) => return Ok(true),
+            Some(target) if Arc::ptr_eq(&source, target) => {
+                // Two names of it, unless it was moved from one to the other just now.
+                let tree = self.read_tree();
+                let at = |s: &Spot<'_>| self.stands(&tree, &source, &s.parent, s.name);
+                return Ok(at(from)?.is_some() && at(to)?.is_some());
+            }
             Some(target) if !exchange => match (source.is_dir(), target.is_dir()) {
                 (true, false) => return Err(Error::new(libc::ENOTDIR, "rename")),
                 (false, true) => return Err(Error::new(libc::EISDIR, "rename")),

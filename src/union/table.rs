@@ -25,7 +25,25 @@ pub struct Table {
 #[derive(Debug, Default)]
 struct Shard {
     nodes: HashMap<Ino, Entry>,
+    watched: HashMap<Ino, Watched>,
     forgets: u32,
+}
+
+/// A number that somebody watches.
+#[derive(Debug, Default)]
+struct Watched {
+    by: u32,
+    /// How many nodes of the number have left the table since it is watched.
+    gone: u64,
+}
+
+/// Kept while an object is looked at and no node of it is known: tells whether one came and went
+/// meanwhile, which may have changed the object.
+#[derive(Debug)]
+pub struct Watch<'a> {
+    table: &'a Table,
+    ino: Ino,
+    since: u64,
 }
 
 #[derive(Debug)]
@@ -119,6 +137,18 @@ impl Table {
         }
     }
 
+    /// Watches a number of which no node is known.
+    pub fn watch(&self, ino: Ino) -> Watch<'_> {
+        let mut shard = self.shard(ino).lock();
+        let watched = shard.watched.entry(ino).or_default();
+        watched.by += 1;
+        Watch {
+            table: self,
+            ino,
+            since: watched.gone,
+        }
+    }
+
     /// Counts a lookup.
     pub fn count(&self, node: &Arc<Node>) {
         let mut shard = self.shard(node.ino).lock();
@@ -163,6 +193,9 @@ impl Table {
                 let mut shard = self.shard(ino).lock();
                 let unused = |e: &Entry| e.lookups == 0 && Arc::strong_count(&e.node) == 1;
                 if shard.nodes.get(&ino).is_some_and(unused) {
+                    if let Some(watched) = shard.watched.get_mut(&ino) {
+                        watched.gone += 1;
+                    }
                     shard.nodes.remove(&ino)
                 } else {
                     None
@@ -180,5 +213,38 @@ impl Table {
     /// How many nodes are known.
     pub fn len(&self) -> usize {
         self.shards.iter().map(|s| s.lock().nodes.len()).sum()
+    }
+}
+
+impl Watch<'_> {
+    /// The node of the number, this one if none is known. None if what it was made from may be out of
+    /// date.
+    pub fn intern(self, node: Node) -> Option<Arc<Node>> {
+        let mut shard = self.table.shard(self.ino).lock();
+        if let Some(entry) = shard.nodes.get(&self.ino) {
+            return Some(entry.node.clone());
+        }
+        if shard.watched.get(&self.ino).map(|w| w.gone) != Some(self.since) {
+            return None;
+        }
+        let node = Arc::new(node);
+        let entry = Entry {
+            node: node.clone(),
+            lookups: 0,
+        };
+        shard.nodes.insert(self.ino, entry);
+        Some(node)
+    }
+}
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        let mut shard = self.table.shard(self.ino).lock();
+        if let Some(watched) = shard.watched.get_mut(&self.ino) {
+            watched.by -= 1;
+            if watched.by == 0 {
+                shard.watched.remove(&self.ino);
+            }
+        }
     }
 }

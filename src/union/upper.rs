@@ -1,7 +1,6 @@
 //! The read-write directory and its work directory: locks, abilities, the dialect of its names.
 
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -20,8 +19,6 @@ use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect::{self, WH};
 use crate::sys::{dirent, file, meta, name};
 
-/// How many descriptors of upper directories are kept open.
-const KEPT_DIRECTORIES: usize = 512;
 /// How a user's name that begins with `.wh.` is stored where such names are marks.
 const ESCAPED: &[u8] = b".wh..wh.u.";
 /// The value of the dialect mark of an upper in which `.wh.` names are the users'.
@@ -93,7 +90,7 @@ impl Upper {
         }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
-        let probe = abilities(&base, &work)?;
+        let probe = abilities(&base, &work).map_err(|e| e.at(&spec.work))?;
         let style = match config.whiteouts {
             Whiteouts::Wh => Style::Wh,
             Whiteouts::Auto if !probe.whiteout || probe.space == Space::None => Style::Wh,
@@ -108,7 +105,6 @@ impl Upper {
             let flags = libc::O_CREAT | libc::O_WRONLY;
             file::openat(base.as_fd(), VOLATILE, flags, 0o600).op("volatile marker")?;
         }
-        let size = NonZeroUsize::new(KEPT_DIRECTORIES).unwrap_or(NonZeroUsize::MIN);
         let mut upper = Upper {
             root: Arc::new(root),
             work: Arc::new(work),
@@ -122,14 +118,16 @@ impl Upper {
             devices: probe.devices,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
-            kept: Mutex::new(LruCache::new(size)),
+            kept: Mutex::new(LruCache::new(config.limits.directories)),
             remembered: Mutex::default(),
             begun: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_nanos()),
             temp: AtomicU64::new(0),
         };
-        upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
+        upper.wh_is_mark = upper
+            .settle_dialect(config.portable_upper)
+            .map_err(|e| e.at(&spec.upper))?;
         if upper.space == Space::None {
             upper.remember_index()?;
         }

@@ -1,8 +1,10 @@
 //! A union, by path.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use cvmfs_union::error::Error;
 use cvmfs_union::union::Union;
@@ -12,9 +14,51 @@ use nix::errno::Errno;
 use super::fs::{Entry, Fs, OPEN, Res, Tree, split};
 use super::xattr_list;
 
-#[derive(Debug)]
+/// How many calls are left, and what to do before the last of them.
+type Hook = (u32, Box<dyn FnOnce()>);
+
+/// A union whose calls can be waited for: each is one deref.
+pub struct Calls {
+    union: Arc<Union>,
+    hook: Cell<Option<Hook>>,
+}
+
+impl Deref for Calls {
+    type Target = Union;
+
+    fn deref(&self) -> &Union {
+        match self.hook.take() {
+            Some((n, hook)) if n <= 1 => hook(),
+            Some((n, hook)) => self.hook.set(Some((n - 1, hook))),
+            None => {}
+        }
+        &self.union
+    }
+}
+
+impl Calls {
+    /// Runs the hook before the `n`-th call from now on.
+    pub fn pause_before(&self, n: u32, hook: impl FnOnce() + 'static) {
+        self.hook.set(Some((n, Box::new(hook))));
+    }
+
+    /// Takes the hook back; true where it had not run yet.
+    pub fn dismiss(&self) -> bool {
+        self.hook.take().is_some()
+    }
+
+    /// For one more user.
+    pub fn share(&self) -> Arc<Union> {
+        self.union.clone()
+    }
+
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.union) > 1
+    }
+}
+
 pub struct Merged {
-    pub union: Union,
+    pub union: Calls,
     pub caller: Caller,
     /// The lookups that were counted, as the kernel keeps count.
     lookups: RefCell<Vec<Ino>>,
@@ -31,12 +75,20 @@ pub fn ok<T>(result: Result<T, Error>) -> Res<T> {
 
 impl Merged {
     pub fn new(union: Union) -> Merged {
+        Merged::sharing(Arc::new(union))
+    }
+
+    /// One more user of a union, who counts lookups of his own.
+    pub fn sharing(union: Arc<Union>) -> Merged {
         let (uid, gid) = (
             nix::unistd::geteuid().as_raw(),
             nix::unistd::getegid().as_raw(),
         );
         Merged {
-            union,
+            union: Calls {
+                union,
+                hook: Cell::default(),
+            },
             caller: Caller { uid, gid, umask: 0 },
             lookups: RefCell::default(),
             walked: RefCell::default(),
@@ -58,6 +110,11 @@ impl Merged {
             walked.insert(path.to_owned(), ino);
         }
         Ok(ino)
+    }
+
+    /// The kernel looks up what it moves, and what is in the way.
+    fn seen_by_kernel(&self, path: &str) {
+        self.walk(path).ok();
     }
 
     fn child(&self, parent: Ino, name: &str) -> Res<Attr> {
@@ -87,6 +144,19 @@ impl Merged {
         for ino in self.lookups.take() {
             self.union.forget(ino, 1);
         }
+    }
+
+    /// Takes all lookups back, and how many nodes are left then. What was in use when it was forgotten
+    /// goes at the latest when much else has been forgotten.
+    pub fn nodes_left(&self) -> usize {
+        self.forget();
+        for ino in (2..18).flat_map(|ino| std::iter::repeat_n(ino, 8192)) {
+            if self.union.nodes() == 1 {
+                break;
+            }
+            self.union.forget(ino, 0);
+        }
+        self.union.nodes()
     }
 
     pub fn setattr(&self, path: &str, set: &SetAttr) -> Res<()> {
@@ -221,16 +291,20 @@ impl Fs for Merged {
     }
 
     fn unlink(&self, path: &str) -> Res<()> {
+        self.seen_by_kernel(path);
         let (dir, name) = self.at(path)?;
         ok(self.union.unlink(dir, name))
     }
 
     fn rmdir(&self, path: &str) -> Res<()> {
+        self.seen_by_kernel(path);
         let (dir, name) = self.at(path)?;
         ok(self.union.rmdir(dir, name))
     }
 
     fn rename(&self, from: &str, to: &str, kind: RenameKind) -> Res<()> {
+        self.seen_by_kernel(from);
+        self.seen_by_kernel(to);
         let ((dir, name), (to_dir, to_name)) = (self.at(from)?, self.at(to)?);
         ok(self.union.rename(dir, name, to_dir, to_name, kind))
     }

@@ -1,18 +1,25 @@
 //! Stacks of plain directories, the union of them, and comparisons of whole trees.
 
+#[path = "../../integration/support/deadline.rs"]
+pub mod deadline;
 pub mod disk;
 pub mod faults;
 pub mod fs;
 pub mod merged;
+#[path = "../../integration/support/random.rs"]
+pub mod random;
 
 use std::cell::OnceCell;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use cvmfs_union::error::Error;
 use cvmfs_union::union::Union;
-use cvmfs_union::union::api::{Durability, LowerSpec, Owner, UnionConfig, UpperSpec, Whiteouts};
+use cvmfs_union::union::api::{
+    Durability, Limits, LowerSpec, Owner, UnionConfig, UpperSpec, Whiteouts,
+};
 use tempfile::TempDir;
 
 pub use disk::Disk;
@@ -34,6 +41,7 @@ pub struct Stack {
     pub portable: bool,
     pub owner: Owner,
     pub durability: Durability,
+    pub limits: Limits,
     before: OnceCell<Vec<Tree>>,
 }
 
@@ -63,6 +71,7 @@ impl Stack {
             portable: false,
             owner: Owner::Keep,
             durability: Durability::Auto,
+            limits: Limits::default(),
             before: OnceCell::new(),
         }
     }
@@ -123,6 +132,7 @@ impl Stack {
             portable_upper: self.portable,
             owner: self.owner,
             durability: self.durability,
+            limits: self.limits,
         }
     }
 
@@ -160,8 +170,24 @@ impl Stack {
         }
     }
 
-    /// The union as the next mount sees it.
+    /// How many descriptors of this process lead into the directories of the stack.
+    pub fn descriptors(&self) -> usize {
+        let fds = std::fs::read_dir("/proc/self/fd").unwrap();
+        let links = fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        links.filter(|to| to.starts_with(&self.dir)).count()
+    }
+
+    /// Few things are kept, so that eviction is part of everything.
+    pub fn keep_little(&mut self) {
+        self.limits = Limits {
+            directories: NonZeroUsize::MIN,
+            listings: NonZeroUsize::MIN,
+        };
+    }
+
+    /// The union as the next mount sees it. No one else uses it.
     pub fn reopen(&self, merged: Merged) -> Merged {
+        assert!(!merged.union.is_shared());
         drop(merged);
         self.mount()
     }

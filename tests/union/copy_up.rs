@@ -180,7 +180,7 @@ fn many_writers_copy_up_once() {
     let (ino, caller, union) = (
         merged.walk("dir/sub/deep").unwrap(),
         merged.caller,
-        &merged.union,
+        &*merged.union,
     );
     std::thread::scope(|scope| {
         for i in 0..8u8 {
