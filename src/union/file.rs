@@ -23,7 +23,7 @@ impl Union {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) if filled > 0 => break,
+                // What was read so far would look like the end of the file.
                 Err(e) => return Err(e).op("read").map_err(|e| self.blame_handle(e, &handle)),
             }
         }
