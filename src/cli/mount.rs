@@ -199,6 +199,7 @@ impl Job {
         let upper = Arc::new(self.plan.prepare()?);
         let union = Arc::new(self.open_union(&upper)?);
         upper.record_image()?;
+        union.cover(&self.mountpoint);
         let (fd, target) = self.mount()?;
         let ending = Ending {
             target: target.clone(),

@@ -5,6 +5,8 @@
 pub mod dialect;
 pub mod dir;
 pub mod listing;
+pub mod reopen;
 
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing};
+pub use reopen::LowerFile;

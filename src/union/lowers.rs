@@ -1,7 +1,6 @@
 //! What the lowers say: merged listings, kept for a while, and the objects behind their names.
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -10,10 +9,10 @@ use parking_lot::Mutex;
 use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
-use crate::error::{Context, Error, Result};
-use crate::layer::{Listed, Listing, LowerDir, Lowers};
+use crate::error::{Error, Result};
+use crate::layer::{Listed, Listing, LowerDir, LowerFile, Lowers};
 use crate::sys::meta::Stat;
-use crate::sys::{file, name};
+use crate::sys::name;
 
 /// How many merged listings are kept.
 const KEPT_LISTINGS: usize = 2048;
@@ -169,24 +168,21 @@ impl Union {
         Ok(None)
     }
 
-    /// Opens a file of a lower for reading.
-    pub(super) fn open_lower(&self, at: &LowerAt) -> Result<std::os::fd::OwnedFd> {
-        let dir = self.lowers.fd(&at.dir)?;
-        file::openat(dir.as_fd(), &at.name, libc::O_RDONLY | libc::O_NONBLOCK, 0)
-            .op("open lower")
-            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
-    }
-
     /// The target of a symlink of a lower.
     pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
-        let dir = self.lowers.fd(&at.dir)?;
-        name::readlinkat(dir.as_fd(), &at.name)
-            .op("read link of lower")
-            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
+        self.lowers
+            .with(&at.dir, &at.name, "read link of lower", |fd| {
+                name::readlinkat(fd, &at.name)
+            })
     }
 }
 
 impl LowerAt {
+    /// The file, for reading its data.
+    pub fn file(&self) -> LowerFile {
+        LowerFile::new(&self.dir, &self.name, self.stat)
+    }
+
     /// The absolute path in the lowers.
     pub fn path(&self) -> Vec<u8> {
         let mut path = self.dir.path();

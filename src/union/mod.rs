@@ -103,6 +103,11 @@ impl Union {
         self.table.find(ino).is_none_or(|node| node.is_local())
     }
 
+    /// The union is about to be mounted there: what lies below is not looked at by path any more.
+    pub fn cover(&self, mountpoint: &Path) {
+        self.lowers.cover(mountpoint);
+    }
+
     /// Before an end that drops nothing: a volatile upper is synced, so that it can be used again.
     pub fn settle(&self) -> Result<()> {
         self.upper.as_ref().map_or(Ok(()), Upper::settle)
