@@ -38,6 +38,10 @@ impl Default for Listings {
     }
 }
 
+fn key(dirs: &[Arc<LowerDir>]) -> Key {
+    dirs.iter().map(|d| (d.layer, d.hash)).collect()
+}
+
 /// An object of the lowers.
 #[derive(Debug)]
 pub struct Below {
@@ -103,16 +107,20 @@ impl Union {
     }
 
     fn listing_of(&self, dirs: &[Arc<LowerDir>]) -> Result<Arc<Listing>> {
-        if dirs.is_empty() {
-            return Ok(Arc::default());
-        }
-        let key: Key = dirs.iter().map(|d| (d.layer, d.hash)).collect();
-        if let Some(listing) = self.listings.kept.lock().get(&key) {
-            return Ok(listing.clone());
+        if let Some(listing) = self.kept_listing(dirs) {
+            return Ok(listing);
         }
         let listing = Arc::new(Listing::read(&self.lowers, dirs)?);
-        self.listings.kept.lock().put(key, listing.clone());
+        self.listings.kept.lock().put(key(dirs), listing.clone());
         Ok(listing)
+    }
+
+    /// The listing, if no layer has to be asked for it.
+    pub(super) fn kept_listing(&self, dirs: &[Arc<LowerDir>]) -> Option<Arc<Listing>> {
+        if dirs.is_empty() {
+            return Some(Arc::default());
+        }
+        self.listings.kept.lock().get(&key(dirs)).cloned()
     }
 
     /// The object behind an entry of a listing.

@@ -17,6 +17,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod lane;
 mod link;
 mod lookup;
 mod lowers;
@@ -45,6 +46,8 @@ use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
 use upper::Upper;
+
+pub use lane::{Lane, Target};
 
 /// A mounted stack. Its methods may be called from many threads at once.
 #[derive(Debug)]
@@ -96,11 +99,6 @@ impl Union {
     /// Takes `n` lookups of a node back.
     pub fn forget(&self, ino: Ino, n: u64) {
         self.table.forget(ino, n);
-    }
-
-    /// Whether a request on this node is answered without asking a lower.
-    pub fn is_local(&self, ino: Ino) -> bool {
-        self.table.find(ino).is_none_or(|node| node.is_local())
     }
 
     /// The union is about to be mounted there: what lies below is not looked at by path any more.
