@@ -206,6 +206,7 @@ impl Job {
             upper: upper.clone(),
             union: Arc::downgrade(&union),
         };
+        let rest = Arc::downgrade(&union);
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || ending.on_signal(&signals))
@@ -222,6 +223,7 @@ impl Job {
             detach(target.as_deref());
         }
         upper.discard();
+        let_go(&rest);
         outcome.or_fail(Code::Failure, "serving the mount")
     }
 
@@ -307,12 +309,18 @@ impl Ending {
             detach(self.target.as_deref());
             thread::sleep(EXIT_PATIENCE);
             tracing::warn!("the mount is still in use; leaving it");
-            if let Some(union) = self.union.upgrade() {
-                best_effort("sync the upper", union.settle());
-            }
         }
         self.upper.discard();
+        best_effort("disconnect", mount::drop_devices());
+        let_go(&self.union);
         std::process::exit(0);
+    }
+}
+
+/// Finishes what a union does when it is dropped, if requests that wait for a layer still hold it.
+fn let_go(union: &Weak<Union>) {
+    if let Some(union) = union.upgrade() {
+        best_effort("free the upper", union.let_go());
     }
 }
 

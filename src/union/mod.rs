@@ -106,9 +106,13 @@ impl Union {
         self.lowers.cover(mountpoint);
     }
 
-    /// Before an end that drops nothing: a volatile upper is synced, so that it can be used again.
-    pub fn settle(&self) -> Result<()> {
-        self.upper.as_ref().map_or(Ok(()), Upper::settle)
+    /// Before an end that drops nothing, and as the last call: a volatile upper is synced, so that it
+    /// can be used again, and the upper is free for the next mount.
+    pub fn let_go(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) => upper.settle().and_then(|()| upper.unlock()),
+            None => Ok(()),
+        }
     }
 
     /// How many nodes are in memory.
