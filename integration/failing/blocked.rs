@@ -328,3 +328,31 @@ fn sigterm_while_a_layer_blocks() {
     can_be_mounted_again(&mut f);
     f.lift();
 }
+
+/// A request other than a read holds its caller until it is answered, as the kernel asks for the answer
+/// of a daemon that has taken it. The end of the mount is one.
+#[test]
+fn callers_of_a_silent_layer_end_with_the_mount() {
+    let Some(mut f) = Failing::filled("silent-end", &VOLATILE, |_, _| ()) else {
+        return;
+    };
+    let held = sys::open(f.at("d/a"), libc::O_RDONLY, 0).unwrap();
+    assert_eq!(sys::pread(&held, 3, 0).unwrap(), b"top");
+    f.fail(Fault::StallAll, "");
+    let mut command = Command::new("stat");
+    let mut caller = command
+        .arg(f.at("e/y"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    f.slow.faults.wait_for_stall();
+    caller.kill().unwrap();
+    let begun = Instant::now();
+    let daemon = daemon_of(&f.fixture.mnt);
+    assert_eq!(unsafe { libc::kill(daemon, libc::SIGTERM) }, 0);
+    prompt("the caller", move || caller.wait().unwrap());
+    eprintln!("the caller ended {:.1?} after SIGTERM", begun.elapsed());
+    drop(held);
+    f.lift();
+    can_be_mounted_again(&mut f);
+}

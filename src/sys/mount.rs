@@ -278,11 +278,15 @@ pub fn drop_devices() -> io::Result<()> {
         let Some(fd) = name.to_str().and_then(|fd| fd.parse::<RawFd>().ok()) else {
             continue;
         };
-        // The descriptor of this very listing is gone by now, or is no device.
-        let is_fuse = fs::metadata(format!("/proc/self/fd/{fd}")).is_ok_and(|meta| {
-            let (major, minor) = FUSE_DEVICE;
-            meta.file_type().is_char_device() && meta.rdev() == libc::makedev(major, minor)
-        });
+        let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        // By name first: attributes of a file of a layer may be what the layer does not answer. The
+        // descriptor of this very listing is gone by now, or is no device.
+        let named = fs::read_link(&path).is_ok_and(|to| to.ends_with("dev/fuse"));
+        let is_fuse = named
+            && fs::metadata(&path).is_ok_and(|meta| {
+                let (major, minor) = FUSE_DEVICE;
+                meta.file_type().is_char_device() && meta.rdev() == libc::makedev(major, minor)
+            });
         if is_fuse {
             // SAFETY: both are numbers only; whoever uses the descriptor meets an empty file.
             Errno::result(unsafe { libc::dup2(null.as_raw_fd(), fd) })?;
