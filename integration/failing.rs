@@ -1,12 +1,17 @@
 //! Lowers that fail or stall: one caller waits, the mount does not, and no failure is taken for a fact.
 
+mod blocked;
+mod dying;
+mod each_request;
+mod mounting;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::support::slow_fs::{Fault, Faults, SlowFs};
 use crate::support::sys::{self, Errno};
-use crate::support::{Fixture, Tree, require_all, start, within};
+use crate::support::{Compare, Fixture, Tree, require_all, start, within};
 
 const SIZE: usize = 3 << 20;
 /// What does not touch the stalled file has to end by then.
@@ -32,21 +37,59 @@ impl Drop for Lift {
 
 impl Failing {
     fn new(name: &str) -> Option<Failing> {
+        Failing::filled(name, &[], |_, _| ())
+    }
+
+    /// With more in the top and the base, and with more options.
+    fn filled(name: &str, options: &[&str], fill: impl FnOnce(&Path, &Path)) -> Option<Failing> {
+        let (slow, mut fixture) = Failing::prepare(name, options, fill)?;
+        fixture.mount();
+        Some(Failing::mounted(fixture, slow))
+    }
+
+    /// With the daemon's log in a file.
+    fn logged(name: &str, fill: impl FnOnce(&Path, &Path)) -> Option<(Failing, PathBuf)> {
+        let (slow, mut fixture) = Failing::prepare(name, &[], fill)?;
+        let log = fixture.mount_logged();
+        Some((Failing::mounted(fixture, slow), log))
+    }
+
+    fn prepare(
+        name: &str,
+        options: &[&str],
+        fill: impl FnOnce(&Path, &Path),
+    ) -> Option<(SlowFs, Fixture)> {
         if !require_all(&["root", "fuse"]) {
             return None;
         }
-        let slow = SlowFs::new(fill_top);
         let mut fixture = Fixture::new(name);
-        fixture.lowers.push(slow.root().to_owned());
-        fill_base(&fixture.lower());
-        fixture.mount();
+        // A file system that was mounted anew has other numbers.
+        fixture.compare = Compare {
+            ino: false,
+            ..Compare::BYTES
+        };
+        fixture.options = options.iter().map(|o| o.to_string()).collect();
+        let mut base = PathBuf::new();
+        let slow = SlowFs::new(|top| {
+            fill_top(top);
+            fixture.lowers.push(top.to_owned());
+            base = fixture.lower();
+            fill_base(&base);
+            fill(top, &base);
+        });
+        fixture.lowers[0] = slow.root().to_owned();
+        // In this order, as the last is dropped first.
+        Some((slow, fixture))
+    }
+
+    fn mounted(fixture: Fixture, slow: SlowFs) -> Failing {
         let work = names_below(&fixture.work);
-        Some(Failing {
+        Failing {
             lift: Lift(slow.faults.clone()),
             fixture,
             slow,
             work,
-        })
+        }
     }
 
     fn fail(&self, fault: Fault, path: &str) {
@@ -57,7 +100,7 @@ impl Failing {
         self.lift.0.lift();
     }
 
-    fn at(&self, path: &str) -> PathBuf {
+    fn at(&self, path: impl AsRef<Path>) -> PathBuf {
         self.fixture.at(path)
     }
 

@@ -14,6 +14,9 @@ pub struct Error {
     op: &'static str,
     path: Option<PathBuf>,
     layer: Option<String>,
+    /// The errno that a system call gave, where the caller gets another.
+    seen: Option<i32>,
+    logged: bool,
 }
 
 impl Error {
@@ -24,6 +27,8 @@ impl Error {
             op,
             path: None,
             layer: None,
+            seen: None,
+            logged: false,
         }
     }
 
@@ -46,6 +51,25 @@ impl Error {
         self
     }
 
+    /// Names the errno that lies behind in the message.
+    #[must_use]
+    pub fn because(mut self, seen: i32) -> Self {
+        self.seen = Some(seen);
+        self
+    }
+
+    /// Says that the cause stands in the log already.
+    #[must_use]
+    pub fn logged(mut self) -> Self {
+        self.logged = true;
+        self
+    }
+
+    /// Whether the cause stands in the log already.
+    pub fn is_logged(&self) -> bool {
+        self.logged
+    }
+
     /// What the caller of the system call gets.
     pub fn errno(&self) -> i32 {
         self.errno
@@ -66,7 +90,8 @@ impl fmt::Display for Error {
         if let Some(layer) = &self.layer {
             write!(f, " (layer {})", printable(layer))?;
         }
-        write!(f, ": {}", io::Error::from_raw_os_error(self.errno))
+        let errno = self.seen.unwrap_or(self.errno);
+        write!(f, ": {}", io::Error::from_raw_os_error(errno))
     }
 }
 

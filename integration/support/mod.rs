@@ -178,6 +178,8 @@ pub struct Fixture {
     pub work: PathBuf,
     pub mnt: PathBuf,
     pub options: Vec<String>,
+    /// How the lowers are compared at the end with what they were.
+    pub compare: Compare,
     before: Option<Vec<Tree>>,
     mounted: bool,
 }
@@ -202,6 +204,7 @@ impl Fixture {
             work,
             mnt,
             options: Vec::new(),
+            compare: Compare::BYTES,
             before: None,
             mounted: false,
         }
@@ -246,6 +249,32 @@ impl Fixture {
         let output = run(&mut command);
         self.mounted |= output.status.success();
         output
+    }
+
+    /// Mounts with a daemon in the foreground, whose log goes to a file.
+    pub fn mount_logged(&mut self) -> PathBuf {
+        self.watch_lowers();
+        let log = self.scratch.path().join("log");
+        let device = |path: &Path| fs::symlink_metadata(path).map(|meta| meta.dev()).ok();
+        let before = device(&self.mnt);
+        let mut command = self.mount_command();
+        command.args(["--foreground", "--log", "info"]);
+        command
+            .arg(&self.mnt)
+            .stderr(fs::File::create(&log).unwrap());
+        let mut daemon = command.stdin(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while device(&self.mnt) == before {
+            let gone = daemon.try_wait().unwrap();
+            let said = || text(&fs::read(&log).unwrap());
+            assert_eq!(gone, None, "mount: {}", said());
+            assert!(Instant::now() < deadline, "no mount: {}", said());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.mounted = true;
+        // Nobody else waits for it.
+        std::thread::spawn(move || daemon.wait());
+        log
     }
 
     /// Remembers what the lowers are before the first mount.
@@ -301,7 +330,7 @@ impl Fixture {
             return Ok(());
         };
         for ((dir, before), after) in self.lowers.iter().zip(before).zip(self.lower_trees()) {
-            if let Some(difference) = before.difference(&after, Compare::BYTES) {
+            if let Some(difference) = before.difference(&after, self.compare) {
                 return Err(format!("lower {} was changed: {difference}", dir.display()));
             }
         }
@@ -411,6 +440,22 @@ pub fn umount(system: System, mnt: &Path) -> Result<(), String> {
     let path = sys::c(mnt);
     unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
     Err(format!("umount {}: {said}", mnt.display()))
+}
+
+/// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
+pub fn daemon_of(mnt: &Path) -> i32 {
+    for entry in fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
+        let args: Vec<_> = line.split('\0').collect();
+        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == mnt) {
+            return pid;
+        }
+    }
+    panic!("no process serves {}", mnt.display());
 }
 
 /// Everything about one object that a comparison may look at.

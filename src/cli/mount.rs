@@ -203,12 +203,14 @@ impl Job {
         let upper = Arc::new(self.plan.prepare()?);
         let union = Arc::new(self.open_union(&upper)?);
         upper.record_image()?;
+        union.cover(&self.mountpoint);
         let (fd, target) = self.mount()?;
         let ending = Ending {
             target: target.clone(),
             upper: upper.clone(),
             union: Arc::downgrade(&union),
         };
+        let rest = Arc::downgrade(&union);
         thread::Builder::new()
             .name("signals".to_owned())
             .spawn(move || ending.on_signal(&signals))
@@ -225,6 +227,7 @@ impl Job {
             detach(target.as_deref());
         }
         upper.discard();
+        let_go(&rest);
         outcome.or_fail(Code::Failure, "serving the mount")
     }
 
@@ -313,11 +316,17 @@ impl Ending {
             thread::sleep(EXIT_PATIENCE);
             tracing::warn!("the mount is still in use; leaving it");
         }
-        if let Some(union) = self.union.upgrade() {
-            best_effort("sync the upper", union.settle());
-        }
         self.upper.discard();
+        best_effort("disconnect", mount::drop_devices());
+        let_go(&self.union);
         std::process::exit(0);
+    }
+}
+
+/// Finishes what a union does when it is dropped, if requests that wait for a layer still hold it.
+fn let_go(union: &Weak<Union>) {
+    if let Some(union) = union.upgrade() {
+        best_effort("free the upper", union.let_go());
     }
 }
 

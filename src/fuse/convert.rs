@@ -142,7 +142,7 @@ pub fn rename_kind(flags: RenameFlags) -> Option<RenameKind> {
 /// Logs the error and picks the errno of the reply. ENOSYS would make the kernel never ask again,
 /// for any file, so it leaves as EOPNOTSUPP.
 pub fn errno(op: &'static str, ino: Ino, error: &Error) -> Errno {
-    if is_answer(error.errno()) {
+    if is_answer(error.errno()) || error.is_logged() {
         tracing::debug!("{op} of node {ino}: {error}");
     } else {
         tracing::warn!("{op} of node {ino}: {error}");

@@ -20,8 +20,8 @@ use fuser::{
 };
 
 use crate::error::Result;
-use crate::union::Union;
 use crate::union::api::{Attr, Caller, Ino};
+use crate::union::{Lane, Target, Union};
 use convert::FOREVER;
 use pool::Pool;
 
@@ -68,21 +68,36 @@ impl UnionFs {
         }
     }
 
-    /// Runs the job here if it is local, else on the pool.
-    fn run(&self, op: &'static str, local: bool, job: impl FnOnce(&Union) + Send + 'static) {
-        if local {
-            guard(op, || job(&self.union));
-        } else {
-            let union = Arc::clone(&self.union);
-            self.pool.submit(op, move || job(&union));
+    /// Runs the job here if it cannot wait for a layer, else on the pool.
+    fn run(&self, op: &'static str, lane: Option<Lane>, job: impl FnOnce(&Union) + Send + 'static) {
+        match lane {
+            None => guard(op, || job(&self.union)),
+            Some(lane) => {
+                let union = Arc::clone(&self.union);
+                self.pool.submit(op, lane, move || job(&union));
+            }
         }
     }
 
-    /// Whether a request on the node cannot wait for a layer.
-    fn local(&self, ino: Ino) -> bool {
-        let mut local = false;
-        guard("is_local", || local = self.union.is_local(ino));
-        local
+    /// The lane of a request that reads.
+    fn lane(&self, ino: Ino) -> Option<Lane> {
+        self.lane_of(&[(ino, None)], false)
+    }
+
+    /// The lane of a request that changes names or a node.
+    fn changing(&self, targets: &[Target<'_>]) -> Option<Lane> {
+        self.lane_of(targets, true)
+    }
+
+    fn lane_of(&self, targets: &[Target<'_>], changes: bool) -> Option<Lane> {
+        let mut lane = None;
+        guard("lane", || lane = self.union.lane(targets, changes));
+        lane
+    }
+
+    /// The lane of a request that is not to be done here in any case.
+    fn slow_lane(&self, ino: Ino) -> Option<Lane> {
+        Some(self.union.slow_lane(ino))
     }
 }
 
@@ -114,7 +129,8 @@ fn negotiate(config: &mut KernelConfig) {
     if let Err(nearest) = config.set_max_write(MAX_IO) {
         tracing::debug!("max_write stays below {MAX_IO}: {nearest}");
     }
-    if let Err(nearest) = config.set_max_background(64) {
+    // Readahead that waits for a layer counts too: the kernel would hold back all other readahead.
+    if let Err(nearest) = config.set_max_background(u16::MAX) {
         tracing::debug!("max_background: {nearest}");
     }
     // The kernel's own offer is the default, and the most there is.

@@ -47,7 +47,8 @@ impl Filesystem for UnionFs {
 
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.run("lookup", self.local(parent.0), move |union| {
+        let lane = self.lane_of(&[(parent.0, Some(&name))], false);
+        self.run("lookup", lane, move |union| {
             match union.lookup(parent.0, &name) {
                 Ok(Some(attr)) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
                 Ok(None) => reply.entry(&FOREVER, &convert::absent(), GENERATION),
@@ -61,7 +62,7 @@ impl Filesystem for UnionFs {
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
-        self.run("getattr", self.local(ino.0), move |union| {
+        self.run("getattr", self.lane(ino.0), move |union| {
             let result = union.getattr(ino.0, fh.map(|fh| fh.0));
             reply_attr("getattr", ino.0, result, reply);
         });
@@ -94,14 +95,14 @@ impl Filesystem for UnionFs {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
-        self.run("setattr", self.local(ino.0), move |union| {
+        self.run("setattr", self.changing(&[(ino.0, None)]), move |union| {
             let result = union.setattr(&caller, ino.0, fh.map(|fh| fh.0), &change);
             reply_attr("setattr", ino.0, result, reply);
         });
     }
 
     fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
-        self.run("readlink", self.local(ino.0), move |union| {
+        self.run("readlink", self.lane(ino.0), move |union| {
             match union.readlink(ino.0) {
                 Ok(target) => reply.data(&target),
                 Err(e) => reply.error(convert::errno("readlink", ino.0, &e)),
@@ -120,7 +121,8 @@ impl Filesystem for UnionFs {
         reply: ReplyEntry,
     ) {
         let (caller, name, rdev) = (caller(req, umask), name.to_owned(), convert::device(rdev));
-        self.run("mknod", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("mknod", lane, move |union| {
             let result = union.mknod(&caller, parent.0, &name, mode, rdev);
             reply_entry("mknod", parent.0, result, reply);
         });
@@ -136,7 +138,8 @@ impl Filesystem for UnionFs {
         reply: ReplyEntry,
     ) {
         let (caller, name) = (caller(req, umask), name.to_owned());
-        self.run("mkdir", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("mkdir", lane, move |union| {
             let result = union.mkdir(&caller, parent.0, &name, mode & 0o7777);
             reply_entry("mkdir", parent.0, result, reply);
         });
@@ -151,7 +154,8 @@ impl Filesystem for UnionFs {
         reply: ReplyEntry,
     ) {
         let (caller, name, target) = (caller(req, 0), link_name.to_owned(), target.to_owned());
-        self.run("symlink", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("symlink", lane, move |union| {
             let target = target.as_os_str().as_bytes();
             let result = union.symlink(&caller, parent.0, &name, target);
             reply_entry("symlink", parent.0, result, reply);
@@ -160,8 +164,8 @@ impl Filesystem for UnionFs {
 
     fn link(&self, _: &Request, ino: Node, to: Node, to_name: &OsStr, reply: ReplyEntry) {
         let name = to_name.to_owned();
-        let local = self.local(ino.0) && self.local(to.0);
-        self.run("link", local, move |union| {
+        let lane = self.changing(&[(ino.0, None), (to.0, Some(&name))]);
+        self.run("link", lane, move |union| {
             let result = union.link(ino.0, to.0, &name);
             reply_entry("link", ino.0, result, reply);
         });
@@ -169,14 +173,16 @@ impl Filesystem for UnionFs {
 
     fn unlink(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run("unlink", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("unlink", lane, move |union| {
             reply_empty("unlink", parent.0, union.unlink(parent.0, &name), reply);
         });
     }
 
     fn rmdir(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run("rmdir", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("rmdir", lane, move |union| {
             reply_empty("rmdir", parent.0, union.rmdir(parent.0, &name), reply);
         });
     }
@@ -195,8 +201,8 @@ impl Filesystem for UnionFs {
             return reply.error(Errno::EINVAL);
         };
         let (name, to_name) = (name.to_owned(), to_name.to_owned());
-        let local = self.local(parent.0) && self.local(to.0);
-        self.run("rename", local, move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name)), (to.0, Some(&to_name))]);
+        self.run("rename", lane, move |union| {
             let result = union.rename(parent.0, &name, to.0, &to_name, kind);
             reply_empty("rename", parent.0, result, reply);
         });
@@ -213,7 +219,8 @@ impl Filesystem for UnionFs {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(req, umask), name.to_owned());
-        self.run("create", self.local(parent.0), move |union| {
+        let lane = self.changing(&[(parent.0, Some(&name))]);
+        self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
                     let attr = convert::file_attr(&attr);
@@ -226,7 +233,7 @@ impl Filesystem for UnionFs {
 
     fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(req, 0);
-        self.run("open", self.local(ino.0), move |union| {
+        self.run("open", self.lane(ino.0), move |union| {
             match union.open(&caller, ino.0, flags.0) {
                 Ok(fh) => reply.opened(Fh(fh), FILE_FLAGS),
                 Err(e) => reply.error(convert::errno("open", ino.0, &e)),
@@ -245,7 +252,7 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run("read", self.local(ino.0), move |union| {
+        self.run("read", self.lane(ino.0), move |union| {
             match union.read(fh.0, offset, size as usize) {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(convert::errno("read", ino.0, &e)),
@@ -272,11 +279,12 @@ impl Filesystem for UnionFs {
                 Err(e) => reply.error(convert::errno("write", ino.0, &e)),
             };
         // The data lies in the receiver's buffer, which the next request overwrites.
-        if self.local(ino.0) {
-            guard("write", || write(&self.union, data));
-        } else {
-            let data = data.to_vec();
-            self.run("write", false, move |union| write(union, &data));
+        match self.changing(&[(ino.0, None)]) {
+            None => guard("write", || write(&self.union, data)),
+            lane => {
+                let data = data.to_vec();
+                self.run("write", lane, move |union| write(union, &data));
+            }
         }
     }
 
@@ -295,7 +303,7 @@ impl Filesystem for UnionFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
-        self.run("release", self.local(ino.0), move |union| {
+        self.run("release", self.lane(ino.0), move |union| {
             union.release(fh.0);
             reply.ok();
         });
@@ -303,7 +311,7 @@ impl Filesystem for UnionFs {
 
     fn fsync(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
         // Waits for the disk, so never here.
-        self.run("fsync", false, move |union| {
+        self.run("fsync", self.slow_lane(ino.0), move |union| {
             reply_empty("fsync", ino.0, union.fsync(fh.0, datasync), reply);
         });
     }
@@ -318,7 +326,7 @@ impl Filesystem for UnionFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run("fallocate", false, move |union| {
+        self.run("fallocate", self.slow_lane(ino.0), move |union| {
             reply_empty(
                 "fallocate",
                 ino.0,
@@ -329,7 +337,7 @@ impl Filesystem for UnionFs {
     }
 
     fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
-        self.run("lseek", self.local(ino.0), move |union| {
+        self.run("lseek", self.lane(ino.0), move |union| {
             match union.lseek(fh.0, offset, whence) {
                 Ok(offset) => reply.offset(offset),
                 Err(e) => reply.error(convert::errno("lseek", ino.0, &e)),
@@ -343,7 +351,7 @@ impl Filesystem for UnionFs {
         ino_in: Node,
         fh_in: Fh,
         offset_in: u64,
-        _: Node,
+        ino_out: Node,
         fh_out: Fh,
         offset_out: u64,
         len: u64,
@@ -354,7 +362,9 @@ impl Filesystem for UnionFs {
             return reply.error(Errno::EINVAL);
         }
         let len = len.min(MAX_COPY) as usize;
-        self.run("copy_file_range", false, move |union| {
+        let both = [(ino_in.0, None), (ino_out.0, None)];
+        let lane = self.changing(&both).or_else(|| self.slow_lane(ino_in.0));
+        self.run("copy_file_range", lane, move |union| {
             match union.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len) {
                 Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(convert::errno("copy_file_range", ino_in.0, &e)),
@@ -377,7 +387,7 @@ impl Filesystem for UnionFs {
     }
 
     fn opendir(&self, _: &Request, ino: Node, _: OpenFlags, reply: ReplyOpen) {
-        self.run("opendir", self.local(ino.0), move |union| {
+        self.run("opendir", self.lane(ino.0), move |union| {
             match union.opendir(ino.0) {
                 Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
                 Err(e) => reply.error(convert::errno("opendir", ino.0, &e)),
@@ -386,32 +396,32 @@ impl Filesystem for UnionFs {
     }
 
     fn readdir(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectory) {
-        self.run("readdir", self.local(ino.0), move |union| {
+        self.run("readdir", self.lane(ino.0), move |union| {
             more::readdir(union, ino.0, fh.0, offset, reply);
         });
     }
 
     fn readdirplus(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectoryPlus) {
-        self.run("readdirplus", self.local(ino.0), move |union| {
+        self.run("readdirplus", self.lane(ino.0), move |union| {
             more::readdirplus(union, ino.0, fh.0, offset, reply);
         });
     }
 
     fn releasedir(&self, _: &Request, ino: Node, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
-        self.run("releasedir", self.local(ino.0), move |union| {
+        self.run("releasedir", self.lane(ino.0), move |union| {
             union.releasedir(fh.0);
             reply.ok();
         });
     }
 
     fn fsyncdir(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
-        self.run("fsyncdir", false, move |union| {
+        self.run("fsyncdir", self.slow_lane(ino.0), move |union| {
             reply_empty("fsyncdir", ino.0, union.fsyncdir(fh.0, datasync), reply);
         });
     }
 
     fn statfs(&self, _: &Request, ino: Node, reply: ReplyStatfs) {
-        self.run("statfs", self.local(ino.0), move |union| {
+        self.run("statfs", self.lane(ino.0), move |union| {
             match union.statfs() {
                 Ok(s) => reply.statfs(
                     s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
@@ -423,7 +433,7 @@ impl Filesystem for UnionFs {
 
     fn getxattr(&self, _: &Request, ino: Node, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.run("getxattr", self.local(ino.0), move |union| {
+        self.run("getxattr", self.lane(ino.0), move |union| {
             reply_xattr("getxattr", ino.0, union.getxattr(ino.0, &name), size, reply);
         });
     }
@@ -439,23 +449,27 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         let (caller, name, value) = (caller(req, 0), name.to_owned(), value.to_vec());
-        self.run("setxattr", self.local(ino.0), move |union| {
+        self.run("setxattr", self.changing(&[(ino.0, None)]), move |union| {
             let result = union.setxattr(&caller, ino.0, &name, &value, flags);
             reply_empty("setxattr", ino.0, result, reply);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: Node, size: u32, reply: ReplyXattr) {
-        self.run("listxattr", self.local(ino.0), move |union| {
+        self.run("listxattr", self.lane(ino.0), move |union| {
             reply_xattr("listxattr", ino.0, union.listxattr(ino.0), size, reply);
         });
     }
 
     fn removexattr(&self, _: &Request, ino: Node, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run("removexattr", self.local(ino.0), move |union| {
-            reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
-        });
+        self.run(
+            "removexattr",
+            self.changing(&[(ino.0, None)]),
+            move |union| {
+                reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
+            },
+        );
     }
 
     /// The kernel checks permissions itself, and never asks again.

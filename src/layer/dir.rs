@@ -4,6 +4,8 @@
 //! million directories cost no million descriptors; each is opened from its parent, one component at a
 //! time, and never through a symlink.
 
+use std::ffi::CStr;
+use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::dialect;
+use super::reopen::{Epoch, Root};
 use crate::error::{Context, Error, Result};
 use crate::sys::{file, meta, xattr};
 
@@ -26,16 +29,19 @@ pub struct Layer {
     pub path: PathBuf,
     /// Hash of the layer's identity: the seed of its inode numbers.
     seed: u64,
-    root: Arc<OwnedFd>,
+    pub(super) root: Root,
     /// A CVMFS client answers for attributes that nobody stored.
     pub cvmfs: bool,
 }
+
+/// A kept directory: its layer, the opening of the layer that it is of, its hash.
+type Key = (LayerIndex, Epoch, u64);
 
 /// The read-only layers, topmost first, and the descriptors kept for them.
 #[derive(Debug)]
 pub struct Lowers {
     layers: Vec<Layer>,
-    kept: Mutex<LruCache<(LayerIndex, u64), Arc<OwnedFd>>>,
+    kept: Mutex<LruCache<Key, Arc<OwnedFd>>>,
 }
 
 /// A directory of one layer.
@@ -66,17 +72,13 @@ impl Layer {
     /// Opens the root directory of a layer.
     pub fn open(path: &Path, identity: &str) -> Result<Layer> {
         let fail = |e: Error| e.at(path).in_layer(identity);
-        let flags = libc::O_PATH | libc::O_DIRECTORY;
-        let root = file::open_path(path, flags)
-            .op("open layer")
-            .map_err(fail)?;
-        let cvmfs = xattr::get(root.as_fd(), b"", c"user.fqrn").is_ok();
+        let root = Root::open(path).op("open layer").map_err(fail)?;
         let seed = stable_hash(0, identity.as_bytes());
         Ok(Layer {
             path: path.to_owned(),
             seed,
-            root: Arc::new(root),
-            cvmfs,
+            cvmfs: root.is_cvmfs(),
+            root,
         })
     }
 }
@@ -126,18 +128,23 @@ impl Lowers {
         e.at(std::ffi::OsStr::from_bytes(&path)).in_layer(layer)
     }
 
-    /// An `O_PATH` descriptor of the directory.
-    pub fn fd(&self, dir: &LowerDir) -> Result<Arc<OwnedFd>> {
+    /// An `O_PATH` descriptor of the directory, and the opening of the layer that it is of.
+    pub(super) fn open_dir(&self, dir: &LowerDir) -> (Epoch, io::Result<Arc<OwnedFd>>) {
+        let Some(layer) = self.layer(dir) else {
+            return (0, Err(io::Error::from_raw_os_error(libc::EIO)));
+        };
+        let (epoch, root) = layer.root.current();
+        (epoch, self.walk(epoch, root, dir))
+    }
+
+    fn walk(&self, epoch: Epoch, root: Arc<OwnedFd>, dir: &LowerDir) -> io::Result<Arc<OwnedFd>> {
         let mut missing: Vec<&LowerDir> = Vec::new();
         let mut at = dir;
         let mut fd = loop {
             let Some(parent) = &at.parent else {
-                let layer = self
-                    .layer(at)
-                    .ok_or_else(|| Error::new(libc::EIO, "layer"))?;
-                break layer.root.clone();
+                break root;
             };
-            if let Some(fd) = self.kept.lock().get(&(at.layer, at.hash)) {
+            if let Some(fd) = self.kept.lock().get(&(at.layer, epoch, at.hash)) {
                 break fd.clone();
             }
             missing.push(at);
@@ -145,38 +152,60 @@ impl Lowers {
         };
         for dir in missing.into_iter().rev() {
             let flags = libc::O_PATH | libc::O_DIRECTORY;
-            let opened = file::openat(fd.as_fd(), &dir.name, flags, 0)
-                .op("open lower directory")
-                .map_err(|e| self.blame(e, dir, b""))?;
-            fd = Arc::new(opened);
-            self.kept.lock().put((dir.layer, dir.hash), fd.clone());
+            fd = Arc::new(file::openat(fd.as_fd(), &dir.name, flags, 0)?);
+            self.kept
+                .lock()
+                .put((dir.layer, epoch, dir.hash), fd.clone());
         }
         Ok(fd)
     }
 
+    /// Lets go of the directories of a layer's former openings.
+    pub(super) fn drop_kept(&self, layer: LayerIndex, before: Epoch) {
+        let mut kept = self.kept.lock();
+        let old = |key: &&Key| key.0 == layer && key.1 < before;
+        let keys: Vec<Key> = kept
+            .iter()
+            .map(|(key, _)| key)
+            .filter(old)
+            .copied()
+            .collect();
+        let gone: Vec<_> = keys.iter().map(|key| kept.pop(key)).collect();
+        drop(kept);
+        drop(gone);
+    }
+
+    /// The layers, topmost first.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
-        let fd = self.fd(dir)?;
-        meta::fstatat(fd.as_fd(), name)
-            .op("stat lower")
-            .map_err(|e| self.blame(e, dir, name))
+        self.with(dir, name, "stat lower", |fd| meta::fstatat(fd, name))
     }
 
     /// The names of all attributes that somebody stored, the unions' own among them.
     pub fn list_xattrs(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let fd = self.fd(dir)?;
-        let raw = match xattr::list(fd.as_fd(), name) {
-            Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(Vec::new()),
-            other => other
-                .op("list xattrs of lower")
-                .map_err(|e| self.blame(e, dir, name))?,
-        };
+        let raw = self.with(dir, name, "list xattrs of lower", |fd| {
+            match xattr::list(fd, name) {
+                Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
+                other => other,
+            }
+        })?;
         let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
         let magic = |key: &[u8]| cvmfs && dialect::is_cvmfs_magic(key);
         let keys = raw
             .split(|b| *b == 0)
             .filter(|k| !k.is_empty() && !magic(k));
         Ok(keys.map(<[u8]>::to_vec).collect())
+    }
+
+    /// The value of an attribute; ENODATA for an absent one.
+    pub fn get_xattr(&self, dir: &LowerDir, name: &[u8], key: &CStr) -> Result<Vec<u8>> {
+        self.with(dir, name, "get xattr of lower", |fd| {
+            xattr::get(fd, name, key)
+        })
     }
 }
 

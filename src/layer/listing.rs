@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
 use super::{LowerDir, Lowers, quiet};
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::sys::{dirent, meta, xattr};
 
 /// One name of the merged lower listing.
@@ -115,22 +115,18 @@ struct LayerListing {
 }
 
 fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
-    let blame = |e| lowers.blame(e, dir, b"");
-    let fd = lowers.fd(dir)?;
-    let open = quiet::open(fd.as_fd(), b".", libc::O_DIRECTORY)
-        .op("open lower directory")
-        .map_err(blame)?;
-    let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
-    dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))
-        .op("read lower directory")
-        .map_err(blame)?;
-    let marks = if lowers.layer(dir).is_some_and(|l| l.cvmfs) {
-        Opaque::default()
-    } else {
-        opaque_xattrs(open.as_fd())
-            .op("read xattrs of lower")
-            .map_err(blame)?
-    };
+    let cvmfs = lowers.layer(dir).is_some_and(|l| l.cvmfs);
+    let (raw, marks) = lowers.with(dir, b"", "read lower directory", |fd| {
+        let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
+        let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
+        dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))?;
+        let marks = if cvmfs {
+            Opaque::default()
+        } else {
+            opaque_xattrs(open.as_fd())?
+        };
+        Ok((raw, marks))
+    })?;
     let mut out = LayerListing {
         opaque: marks.opaque,
         ..LayerListing::default()
@@ -147,9 +143,9 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
                 kind = dtype_of(st.st_mode);
                 whiteout = kind == libc::DT_CHR && st.st_rdev == 0;
             } else if kind == libc::DT_REG && marks.holds_xattr_whiteouts {
-                whiteout = is_xattr_whiteout(fd.as_fd(), &name)
-                    .op("read xattrs of lower")
-                    .map_err(|e| lowers.blame(e, dir, &name))?;
+                whiteout = lowers.with(dir, &name, "read xattrs of lower", |fd| {
+                    is_xattr_whiteout(fd, &name)
+                })?;
             }
             if whiteout {
                 out.whiteouts.push(name);

@@ -6,6 +6,8 @@ pub mod dialect;
 pub mod dir;
 pub mod listing;
 pub mod quiet;
+pub mod reopen;
 
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing};
+pub use reopen::LowerFile;

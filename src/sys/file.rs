@@ -132,6 +132,12 @@ pub fn lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }).map(drop)
 }
 
+/// Gives a `flock` back.
+pub fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) }).map(drop)
+}
+
 /// `FS_IOC_GETFLAGS`.
 pub fn get_flags(fd: BorrowedFd<'_>) -> io::Result<u32> {
     fault::point("getflags")?;

@@ -269,6 +269,32 @@ fn unescape(field: &[u8]) -> PathBuf {
     OsString::from_vec(out).into()
 }
 
+/// Takes the FUSE descriptors out of this process, right before its end: the kernel then fails what
+/// still waits for it. Else a thread that cannot be killed, as its layer does not answer, keeps them.
+pub fn drop_devices() -> io::Result<()> {
+    let null = File::open("/dev/null")?;
+    for entry in fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|fd| fd.parse::<RawFd>().ok()) else {
+            continue;
+        };
+        let path = PathBuf::from(format!("/proc/self/fd/{fd}"));
+        // By name first: attributes of a file of a layer may be what the layer does not answer. The
+        // descriptor of this very listing is gone by now, or is no device.
+        let named = fs::read_link(&path).is_ok_and(|to| to.ends_with("dev/fuse"));
+        let is_fuse = named
+            && fs::metadata(&path).is_ok_and(|meta| {
+                let (major, minor) = FUSE_DEVICE;
+                meta.file_type().is_char_device() && meta.rdev() == libc::makedev(major, minor)
+            });
+        if is_fuse {
+            // SAFETY: both are numbers only; whoever uses the descriptor meets an empty file.
+            Errno::result(unsafe { libc::dup2(null.as_raw_fd(), fd) })?;
+        }
+    }
+    Ok(())
+}
+
 /// The descriptor that a mountpoint `/dev/fd/N` names.
 pub fn passed_fd(mountpoint: &Path) -> Option<RawFd> {
     let number = mountpoint

@@ -1,7 +1,6 @@
 //! The vocabulary of the union's operations: what callers pass in and get back.
 
 use std::num::NonZeroUsize;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 /// The number of an object: FUSE node id and `st_ino` in one. 1 is the root.
@@ -242,6 +241,3 @@ pub struct StatFs {
     /// The unit of the block counts, in bytes.
     pub frsize: u32,
 }
-
-/// A file descriptor the union hands out for reading or writing data.
-pub type Data = std::sync::Arc<OwnedFd>;

@@ -20,6 +20,8 @@ use super::place::{At, Tree};
 use super::upper::Upper;
 use super::work::Temp;
 use crate::error::{Context, Error, Result, best_effort};
+use crate::layer::LowerFile;
+use crate::layer::reopen::too_short;
 use crate::sys::meta::{self, Stat};
 use crate::sys::{copy, file, name, xattr};
 
@@ -227,14 +229,12 @@ impl Union {
         if keys.is_empty() {
             return Ok(());
         }
-        let dir = self.lowers.fd(&lower.dir)?;
-        let blame = |e| self.lowers.blame(e, &lower.dir, &lower.name);
         for key in keys.iter().filter(|k| marks::unescape(k).is_some()) {
             let key = CString::new(key.as_slice())
                 .map_err(|_| Error::new(libc::EIO, "attribute name"))?;
-            let value = match xattr::get(dir.as_fd(), &lower.name, &key) {
-                Err(e) if e.raw_os_error() == Some(libc::ENODATA) => continue,
-                other => other.op("read xattr of lower").map_err(blame)?,
+            let value = match self.lowers.get_xattr(&lower.dir, &lower.name, &key) {
+                Err(e) if e.errno() == libc::ENODATA => continue,
+                other => other?,
             };
             match xattr::set(to.fd(), &to.name, &key, &value, 0) {
                 // What this file system or this user cannot store stays behind.
@@ -250,18 +250,54 @@ impl Union {
         if size == 0 {
             return Ok(());
         }
-        let from = self.open_lower(lower)?;
-        let blame = |e| self.lowers.blame(e, &lower.dir, &lower.name);
-        if copy::clone(from.as_fd(), to.as_fd()).is_ok() {
+        let from = lower.file();
+        let cloned = self.lowers.with_file(&from, "open lower", |from| {
+            Ok(copy::clone(from, to.as_fd()).is_ok())
+        })?;
+        if cloned {
             return file::ftruncate(to.as_fd(), size).op("copy up file");
         }
         let mut at = 0;
         while at < size {
-            let (begin, end) = next_data(from.as_fd(), at, size);
-            copy_range(from.as_fd(), to.as_fd(), begin, end).map_err(blame)?;
+            let (begin, end) = self
+                .lowers
+                .with_file(&from, "open lower", |from| Ok(next_data(from, at, size)))?;
+            self.copy_range(&from, to.as_fd(), begin, end)?;
             at = end;
         }
         file::ftruncate(to.as_fd(), size).op("copy up file")
+    }
+
+    /// Copies a range; EIO if the source ends before it should.
+    fn copy_range(&self, from: &LowerFile, to: BorrowedFd<'_>, begin: u64, end: u64) -> Result<()> {
+        let mut at = begin;
+        while at < end {
+            let len = usize::try_from((end - at).min(CHUNK * 64)).unwrap_or(usize::MAX);
+            let copied = self.lowers.with_file(from, "open lower", |from| {
+                Ok(copy::copy_file_range(from, at, to, at, len).unwrap_or(0))
+            })?;
+            if copied == 0 {
+                break;
+            }
+            at += copied as u64;
+        }
+        let mut buf = Vec::new();
+        while at < end {
+            buf.resize(usize::try_from((end - at).min(CHUNK)).unwrap_or(0), 0);
+            let n = self.lowers.with_file(from, "read lower", |from| {
+                match file::pread(from, &mut buf, at) {
+                    Ok(0) => Err(too_short()),
+                    other => other,
+                }
+            })?;
+            let mut rest = buf.get(..n).unwrap_or_default();
+            while !rest.is_empty() {
+                let n = file::pwrite(to, rest, at).op("write copy")?;
+                rest = rest.get(n..).unwrap_or_default();
+                at += n as u64;
+            }
+        }
+        Ok(())
     }
 
     /// Moves the copy to its place, under the tree lock. False: there is no parent to put it in.
@@ -525,34 +561,4 @@ fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> (u64, u64) {
         u64::try_from(begin).unwrap_or(at),
         end.unwrap_or(size).min(size),
     )
-}
-
-/// Copies a range; EIO if the source ends before it should.
-fn copy_range(from: BorrowedFd<'_>, to: BorrowedFd<'_>, begin: u64, end: u64) -> Result<()> {
-    let mut at = begin;
-    while at < end {
-        let len = usize::try_from((end - at).min(CHUNK * 64)).unwrap_or(usize::MAX);
-        match copy::copy_file_range(from, at, to, at, len) {
-            Ok(0) | Err(_) => break,
-            Ok(n) => at += n as u64,
-        }
-    }
-    let mut buf = Vec::new();
-    while at < end {
-        buf.resize(usize::try_from((end - at).min(CHUNK)).unwrap_or(0), 0);
-        let n = file::pread(from, &mut buf, at).op("read lower")?;
-        if n == 0 {
-            return Err(Error::new(
-                libc::EIO,
-                "read lower, which is shorter than it says",
-            ));
-        }
-        let mut rest = buf.get(..n).unwrap_or_default();
-        while !rest.is_empty() {
-            let n = file::pwrite(to, rest, at).op("write copy")?;
-            rest = rest.get(n..).unwrap_or_default();
-            at += n as u64;
-        }
-    }
-    Ok(())
 }

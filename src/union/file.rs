@@ -1,38 +1,40 @@
 //! Data of open files: reading, writing, allocation, copying, flags.
 
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use super::Union;
 use super::api::{Durability, Ino};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
-use super::open::Handle;
-use crate::error::{Context, Error, Result};
+use super::open::Data;
+use crate::error::{Context, Result};
+use crate::layer::reopen::too_short;
 use crate::sys::{copy, file};
 
 impl Union {
     /// Reads up to `size` bytes; fewer only at the end of the file.
     pub fn read(&self, fh: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
         let handle = self.handles.get(fh)?;
-        let fd = self.data_of(&handle)?;
+        let data = self.data_of(&handle)?;
         let size = match self.cut_off(&handle.node)? {
             Some(end) => usize::try_from(end.saturating_sub(offset)).map_or(size, |n| n.min(size)),
             None => size,
         };
-        let mut buf = vec![0; size];
-        let mut filled = 0;
-        while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-            match file::pread(fd.as_fd(), rest, offset + filled as u64) {
-                Ok(0) => break,
-                Ok(n) => filled += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                // Never what was read so far: the kernel takes a short answer for the end of the file.
-                Err(e) => return Err(e).op("read").map_err(|e| self.blame_handle(e, &handle)),
-            }
+        match data {
+            Data::Upper(fd) => read_all(fd.as_fd(), offset, size).op("read"),
+            Data::Lower(file) => self.lowers.with_file(&file, "read lower", |fd| {
+                let data = read_all(fd, offset, size)?;
+                let rest = file.size().saturating_sub(offset);
+                if data.len() < size && (data.len() as u64) < rest {
+                    // The kernel would take it for the end of the file.
+                    return Err(too_short());
+                }
+                Ok(data)
+            }),
         }
-        buf.truncate(filled);
-        Ok(buf)
     }
 
     /// Where a metadata copy ends: a truncation that failed half-way, before the lower's data were let
@@ -44,13 +46,6 @@ impl Union {
         let tree = self.read_tree();
         let stat = self.place(&tree, node)?.stat()?;
         Ok(u64::try_from(stat.st_size).ok())
-    }
-
-    fn blame_handle(&self, e: Error, handle: &Handle) -> Error {
-        match &handle.node.lower {
-            Some(lower) => self.lowers.blame(e, &lower.dir, &lower.name),
-            None => e,
-        }
     }
 
     /// Writes the data: less only if the file system failed after some of it. `kill_priv`: set-id bits go with it.
@@ -77,7 +72,15 @@ impl Union {
         if !handle.node.state.read().upper || self.upper()?.durability == Durability::Volatile {
             return Ok(());
         }
-        let fd = self.data_of(&handle)?;
+        let fd = match self.data_of(&handle)? {
+            Data::Upper(fd) => fd,
+            Data::Lower(_) => {
+                // Of a metadata copy the attributes are in the upper.
+                let tree = self.read_tree();
+                let at = self.place(&tree, &handle.node)?;
+                Arc::new(self.upper()?.open_at(&at, libc::O_RDONLY)?)
+            }
+        };
         if datasync {
             file::fdatasync(fd.as_fd())
         } else {
@@ -111,7 +114,8 @@ impl Union {
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
-        file::lseek(self.fd_of(fh)?.as_fd(), offset, whence).op("seek")
+        let handle = self.handles.get(fh)?;
+        self.on_data(&handle, "seek", |fd| file::lseek(fd, offset, whence))
     }
 
     /// Copies between open files, as far as the kernel goes in one call. EXDEV: do it by reading.
@@ -123,9 +127,11 @@ impl Union {
         offset_out: u64,
         len: usize,
     ) -> Result<usize> {
-        let (from, to) = (self.fd_of(fh_in)?, self.fd_to_change(fh_out)?);
-        copy::copy_file_range(from.as_fd(), offset_in, to.as_fd(), offset_out, len)
-            .op("copy file range")
+        let to = self.fd_to_change(fh_out)?;
+        let from = self.handles.get(fh_in)?;
+        self.on_data(&from, "copy file range", |from| {
+            copy::copy_file_range(from, offset_in, to.as_fd(), offset_out, len)
+        })
     }
 
     /// The inode flags of `FS_IOC_GETFLAGS`. A lower object has none.
@@ -153,4 +159,20 @@ impl Union {
         };
         file::set_flags(fd.as_fd(), flags).op("set flags")
     }
+}
+
+/// Up to `size` bytes; fewer only at the end of the file, as that is what the kernel takes it for.
+fn read_all(fd: BorrowedFd<'_>, offset: u64, size: usize) -> io::Result<Vec<u8>> {
+    let mut buf = vec![0; size];
+    let mut filled = 0;
+    while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file::pread(fd, rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    buf.truncate(filled);
+    Ok(buf)
 }

@@ -1,7 +1,6 @@
 //! What the lowers say: merged listings, kept for a while, and the objects behind their names.
 
 use std::num::NonZeroUsize;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -10,8 +9,8 @@ use parking_lot::Mutex;
 use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
-use crate::error::{Context, Error, Result};
-use crate::layer::{Listed, Listing, LowerDir, Lowers, quiet};
+use crate::error::{Error, Result};
+use crate::layer::{Listed, Listing, LowerDir, LowerFile, Lowers};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
@@ -63,6 +62,10 @@ impl Listings {
             kept.names -= old.len();
         }
     }
+}
+
+fn key(dirs: &[Arc<LowerDir>]) -> Key {
+    dirs.iter().map(|d| (d.layer, d.hash)).collect()
 }
 
 /// An object of the lowers.
@@ -135,16 +138,20 @@ impl Union {
     }
 
     fn listing_of(&self, dirs: &[Arc<LowerDir>]) -> Result<Arc<Listing>> {
-        if dirs.is_empty() {
-            return Ok(Arc::default());
-        }
-        let key: Key = dirs.iter().map(|d| (d.layer, d.hash)).collect();
-        if let Some(listing) = self.listings.get(&key) {
+        if let Some(listing) = self.kept_listing(dirs) {
             return Ok(listing);
         }
         let listing = Arc::new(Listing::read(&self.lowers, dirs)?);
-        self.listings.put(key, listing.clone());
+        self.listings.put(key(dirs), listing.clone());
         Ok(listing)
+    }
+
+    /// The listing, if no layer has to be asked for it.
+    pub(super) fn kept_listing(&self, dirs: &[Arc<LowerDir>]) -> Option<Arc<Listing>> {
+        if dirs.is_empty() {
+            return Some(Arc::default());
+        }
+        self.listings.get(&key(dirs))
     }
 
     /// The object behind an entry of a listing.
@@ -200,24 +207,21 @@ impl Union {
         Ok(None)
     }
 
-    /// Opens a file of a lower for reading.
-    pub(super) fn open_lower(&self, at: &LowerAt) -> Result<std::os::fd::OwnedFd> {
-        let dir = self.lowers.fd(&at.dir)?;
-        quiet::open(dir.as_fd(), &at.name, libc::O_NONBLOCK)
-            .op("open lower")
-            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
-    }
-
     /// The target of a symlink of a lower.
     pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
-        let dir = self.lowers.fd(&at.dir)?;
-        name::readlinkat(dir.as_fd(), &at.name)
-            .op("read link of lower")
-            .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
+        self.lowers
+            .with(&at.dir, &at.name, "read link of lower", |fd| {
+                name::readlinkat(fd, &at.name)
+            })
     }
 }
 
 impl LowerAt {
+    /// The file, for reading its data.
+    pub fn file(&self) -> LowerFile {
+        LowerFile::new(&self.dir, &self.name, self.stat)
+    }
+
     /// The absolute path in the lowers.
     pub fn path(&self) -> Vec<u8> {
         let mut path = self.dir.path();

@@ -17,6 +17,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod file;
+mod lane;
 mod link;
 mod lookup;
 mod lowers;
@@ -46,6 +47,8 @@ use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
 use upper::Upper;
+
+pub use lane::{Lane, Target};
 
 /// A mounted stack. Its methods may be called from many threads at once.
 #[derive(Debug)]
@@ -102,14 +105,18 @@ impl Union {
         self.table.forget(ino, n);
     }
 
-    /// Whether a request on this node is answered without asking a lower.
-    pub fn is_local(&self, ino: Ino) -> bool {
-        self.table.find(ino).is_none_or(|node| node.is_local())
+    /// The union is about to be mounted there: what lies below is not looked at by path any more.
+    pub fn cover(&self, mountpoint: &Path) {
+        self.lowers.cover(mountpoint);
     }
 
-    /// Before an end that drops nothing: a volatile upper is synced, so that it can be used again.
-    pub fn settle(&self) -> Result<()> {
-        self.upper.as_ref().map_or(Ok(()), Upper::settle)
+    /// Before an end that drops nothing, and as the last call: a volatile upper is synced, so that it
+    /// can be used again, and the upper is free for the next mount.
+    pub fn let_go(&self) -> Result<()> {
+        match &self.upper {
+            Some(upper) => upper.settle().and_then(|()| upper.unlock()),
+            None => Ok(()),
+        }
     }
 
     /// How many nodes are in memory.

@@ -1,18 +1,20 @@
 //! Open files and directories: the handles, and which descriptor each reads and writes.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
 use super::Union;
-use super::api::{Caller, Data, Ino, Kind};
+use super::api::{Caller, Ino, Kind};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
-use crate::error::{Error, Result};
+use crate::error::{Context, Error, Result};
+use crate::layer::LowerFile;
 
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
@@ -20,12 +22,19 @@ const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O
 /// The flags with which a new file is opened in the upper.
 pub const CREATE_FLAGS: i32 = KEPT_FLAGS;
 
+/// Where the data of an open file are.
+#[derive(Clone, Debug)]
+pub enum Data {
+    Upper(Arc<OwnedFd>),
+    Lower(Arc<LowerFile>),
+}
+
 /// An open file or directory.
 #[derive(Debug)]
 pub struct Handle {
     pub node: Arc<Node>,
     pub flags: i32,
-    /// The descriptor, and the node's generation that it is of.
+    /// The data, and the node's generation that they are of.
     data: Mutex<Option<(u64, Data)>>,
 }
 
@@ -108,59 +117,74 @@ impl Union {
         } else {
             None
         };
-        if let (true, Some((_, fd))) = (flags & libc::O_TRUNC != 0, &data) {
-            use std::os::fd::AsFd;
-            if caller.uid != 0 {
-                drop_set_ids(fd.as_fd())?;
-            }
+        if let (true, Some((_, Data::Upper(fd)))) = (flags & libc::O_TRUNC != 0, &data)
+            && caller.uid != 0
+        {
+            drop_set_ids(fd.as_fd())?;
         }
         Ok(self.handles.add(node, flags & !libc::O_TRUNC, data))
     }
 
-    /// A descriptor of the data, wherever they are now.
+    /// The data, wherever they are now. A file of a lower is opened when it is read.
     fn open_data(&self, node: &Node, flags: i32) -> Result<(u64, Data)> {
         let generation = node.generation.load(Ordering::Acquire);
         let (upper, metacopy) = {
             let state = node.state.read();
             (state.upper, state.metacopy)
         };
-        let fd = match (&node.lower, upper && !metacopy) {
-            (Some(lower), false) => self.open_lower(lower)?,
+        let data = match (&node.lower, upper && !metacopy) {
+            (Some(lower), false) => Data::Lower(Arc::new(lower.file())),
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
-                self.upper()?
-                    .open_at(&at, flags & (KEPT_FLAGS | libc::O_TRUNC))?
+                let flags = flags & (KEPT_FLAGS | libc::O_TRUNC);
+                Data::Upper(Arc::new(self.upper()?.open_at(&at, flags)?))
             }
         };
-        Ok((generation, Arc::new(fd)))
+        Ok((generation, data))
     }
 
-    /// The descriptor behind a handle, opened anew if the data have moved.
-    pub(super) fn fd_of(&self, fh: u64) -> Result<Data> {
-        self.data_of(&*self.handles.get(fh)?)
+    /// Does `op` with a descriptor of a handle's data; for a lower's perhaps twice.
+    pub(super) fn on_data<T>(
+        &self,
+        handle: &Handle,
+        what: &'static str,
+        mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
+    ) -> Result<T> {
+        match self.data_of(handle)? {
+            Data::Upper(fd) => op(fd.as_fd()).op(what),
+            Data::Lower(file) => self.lowers.with_file(&file, what, op),
+        }
+    }
+
+    /// The descriptor behind a handle of data that are in the upper.
+    pub(super) fn upper_fd(&self, handle: &Handle) -> Result<Arc<OwnedFd>> {
+        match self.data_of(handle)? {
+            Data::Upper(fd) => Ok(fd),
+            Data::Lower(_) => Err(Error::new(libc::EIO, "data that were to be in the upper")),
+        }
     }
 
     /// The same for a change of the data, which brings them to the upper.
-    pub(super) fn fd_to_change(&self, fh: u64) -> Result<Data> {
+    pub(super) fn fd_to_change(&self, fh: u64) -> Result<Arc<OwnedFd>> {
         let handle = self.handles.get(fh)?;
         if !may_write(handle.flags) {
             return Err(Error::new(libc::EBADF, "write"));
         }
         self.copy_up(&handle.node, Want::Data)?;
-        self.data_of(&handle)
+        self.upper_fd(&handle)
     }
 
     pub(super) fn data_of(&self, handle: &Handle) -> Result<Data> {
         let generation = handle.node.generation.load(Ordering::Acquire);
-        if let Some((of, fd)) = &*handle.data.lock()
+        if let Some((of, data)) = &*handle.data.lock()
             && *of == generation
         {
-            return Ok(fd.clone());
+            return Ok(data.clone());
         }
-        let (generation, fd) = self.open_data(&handle.node, handle.flags)?;
-        *handle.data.lock() = Some((generation, fd.clone()));
-        Ok(fd)
+        let (generation, data) = self.open_data(&handle.node, handle.flags)?;
+        *handle.data.lock() = Some((generation, data.clone()));
+        Ok(data)
     }
 
     /// A handle of something that was just made and is open already.
@@ -169,7 +193,7 @@ impl Union {
         self.handles.add(
             node,
             flags & !libc::O_TRUNC,
-            Some((generation, Arc::new(fd))),
+            Some((generation, Data::Upper(Arc::new(fd)))),
         )
     }
 

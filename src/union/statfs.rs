@@ -25,17 +25,17 @@ impl Union {
         {
             return Ok(kept.answer);
         }
-        let fd = match &self.upper {
-            Some(upper) => upper.root.clone(),
+        let s = match &self.upper {
+            Some(upper) => meta::fstatvfs(upper.root.as_fd()).op("statfs")?,
             None => {
                 let roots = self.lowers.roots();
                 let top = roots
                     .first()
                     .ok_or_else(|| Error::new(libc::EIO, "no layer"))?;
-                self.lowers.fd(top)?
+                self.lowers
+                    .with(top, b"", "statfs of lower", meta::fstatvfs)?
             }
         };
-        let s = meta::fstatvfs(fd.as_fd()).op("statfs")?;
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
         let answer = StatFs {
             blocks: s.f_blocks,

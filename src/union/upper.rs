@@ -68,6 +68,15 @@ pub struct Upper {
 }
 
 impl Upper {
+    /// Gives the locks back before the end of the process, which a thread may hold up that waits for a
+    /// layer. Nothing is to be changed afterwards.
+    pub fn unlock(&self) -> Result<()> {
+        for fd in [self.root.as_fd(), self.base.as_fd()] {
+            file::unlock(fd).op("unlock")?;
+        }
+        Ok(())
+    }
+
     /// Opens and locks the directories, cleans the work directory, finds out what can be stored.
     pub fn open(spec: &UpperSpec, config: &UnionConfig) -> Result<Upper> {
         let root = open_dir(&spec.upper, "open upper")?;

@@ -2,7 +2,6 @@
 //! such a name is stored under another.
 
 use std::ffi::{CString, OsStr};
-use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
@@ -41,10 +40,7 @@ impl Union {
                 if magic && self.lowers.layer(&lower.dir).is_some_and(|l| l.cvmfs) {
                     return Err(absent());
                 }
-                let dir = self.lowers.fd(&lower.dir)?;
-                xattr::get(dir.as_fd(), &lower.name, &name)
-                    .op("get xattr of lower")
-                    .map_err(|e| self.lowers.blame(e, &lower.dir, &lower.name))
+                self.lowers.get_xattr(&lower.dir, &lower.name, &name)
             }
             _ => {
                 let tree = self.read_tree();
