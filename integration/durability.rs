@@ -275,8 +275,11 @@ fn volatile_syncs_all_at_its_end() {
     };
     f.mount();
     change(&f);
-    let trace = Trace::of(daemon::of(&f.mnt), f.scratch().join("end"));
+    let pid = daemon::of(&f.mnt);
+    let trace = Trace::of(pid, f.scratch().join("end"));
     f.umount();
+    // The mount is gone before the daemon is.
+    daemon::wait_for_end(pid);
     let calls = trace.end();
     assert_eq!(count(&calls, "syncfs", "/upper>"), 1, "{calls:?}");
 }

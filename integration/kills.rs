@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::support::script::{Item, Op, Random, Side, all_old, layer, put};
 use crate::support::sys::{self, Errno};
@@ -22,7 +23,9 @@ use crate::support::{
 const WORKERS: usize = 4;
 /// Kills under load before the next stack; more leave little of the lowers.
 const KILLS_OF_A_STACK: usize = 12;
-const LARGE: usize = 1 << 20;
+const LARGE: usize = 2 << 20;
+/// For the change of a large file; there may be none left.
+const LONGEST_WAIT: Duration = Duration::from_millis(200);
 
 /// How an upper is written, and what follows for what may be seen.
 #[derive(Clone, Copy, Debug)]
@@ -93,9 +96,19 @@ impl Worker {
     }
 
     /// Changes things until the daemon is dead.
-    fn work(&mut self, style: Style) {
+    fn work(&mut self, style: Style, long: &AtomicUsize) {
         loop {
-            let op = self.next();
+            let op = if self.random.chance(20) {
+                self.next_of_large(style).unwrap_or_else(|| self.next())
+            } else {
+                self.next()
+            };
+            if paths(&op)
+                .iter()
+                .any(|path| self.is_large(&self.plain.root.join(path)))
+            {
+                long.fetch_add(1, Ordering::Relaxed);
+            }
             let answer = self.ours.apply(&op);
             if let Err(e) = answer
                 && is_dead(e, &self.ours.root)
@@ -146,7 +159,7 @@ impl Worker {
                 Op::Write(path, offset, data) if self.random.chance(20) => Op::Write(
                     path,
                     offset,
-                    vec![data.first().copied().unwrap_or(1); LARGE / 2],
+                    vec![data.first().copied().unwrap_or(1); LARGE / 4],
                 ),
                 op if paths(&op).is_empty() => continue,
                 // Mostly what can be done.
@@ -154,6 +167,40 @@ impl Worker {
                 op => op,
             };
         }
+    }
+
+    fn is_large(&self, path: &Path) -> bool {
+        sys::lstat(path).is_ok_and(|stat| stat.st_size >= LARGE as i64)
+    }
+
+    /// One on a file whose copying takes a while; first of its attributes, then of its data.
+    fn next_of_large(&mut self, style: Style) -> Option<Op> {
+        let mut found = Vec::new();
+        let mut dirs = vec![self.plain.root.clone()];
+        while let Some(dir) = dirs.pop() {
+            for name in sys::names(&dir).unwrap_or_default() {
+                let path = dir.join(name);
+                if path.is_dir() && !path.is_symlink() {
+                    dirs.push(path);
+                } else if self.is_large(&path) {
+                    found.push(path);
+                }
+            }
+        }
+        if found.is_empty() {
+            return None;
+        }
+        let path = &found[self.random.below(found.len())];
+        let path = path.strip_prefix(&self.plain.root).unwrap();
+        let path = path.to_str().unwrap().to_owned();
+        if !self.is_metadata_copy(&path, style) && self.random.chance(60) {
+            return Some(Op::Chmod(path, self.random.pick(&[0o600, 0o644, 0o755])));
+        }
+        Some(match self.random.below(3) {
+            0 => Op::Append(path, vec![b'A'; 100]),
+            1 => Op::Truncate(path, LARGE as i64 + 1),
+            _ => Op::Write(path, 5000, vec![b'W'; 100]),
+        })
     }
 
     /// Whether the directories are there that it works in.
@@ -252,6 +299,17 @@ impl Worker {
         };
         let touch = |path: &String| Op::Utimens(path.clone(), (now(), 0));
         let mut stages = Vec::new();
+        // A copy-up puts the times of the directory back after it has moved the copy there.
+        let is_touched = |dir: &String| {
+            let before = there(dir).map(|stat| stat.st_mtime);
+            let after = found.0.get(dir.as_bytes()).map(|node| node.mtime.0);
+            before
+                .zip(after)
+                .is_some_and(|(a, b)| a != b && b >= self.plain.start)
+        };
+        if let Some(dir) = ancestors(op).iter().find(|dir| is_touched(dir)) {
+            stages.push(("S16", touch(dir)));
+        }
         if let Op::Write(path, ..)
         | Op::Append(path, _)
         | Op::Truncate(path, _)
@@ -380,6 +438,18 @@ fn paths(op: &Op) -> Vec<&String> {
     }
 }
 
+/// The directories that its paths lead through.
+fn ancestors(op: &Op) -> Vec<String> {
+    let of = |path: &&String| {
+        let above: Vec<_> = Path::new(path.as_str()).ancestors().skip(1).collect();
+        above
+            .into_iter()
+            .map(|dir| dir.to_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    paths(op).iter().flat_map(of).collect()
+}
+
 /// A mounted stack with its workers.
 struct Stack {
     fixture: Fixture,
@@ -438,19 +508,33 @@ impl Stack {
     fn delay(&mut self) -> Duration {
         let limit = self
             .random
-            .pick(&[2_000, 30_000, 150_000, 300_000, 600_000]);
+            .pick(&[2_000, 30_000, 100_000, 200_000, 400_000]);
         Duration::from_micros(self.random.below(limit) as u64)
     }
 
-    /// The workers work until the daemon is killed.
+    /// The workers work until the daemon is killed; often while a large file is copied.
     fn kill_under_load(&mut self) {
         let (style, delay, mnt) = (self.style, self.delay(), self.fixture.mnt.clone());
+        let aimed = self.random.chance(60);
+        let limit = self.random.pick(&[1_000, 5_000]);
+        let then = Duration::from_micros(self.random.below(limit) as u64);
+        let long = AtomicUsize::new(0);
+        let pid = daemon::of(&mnt);
         std::thread::scope(|scope| {
             for worker in &mut self.workers {
-                scope.spawn(move || isolated(|| worker.work(style)));
+                let long = &long;
+                scope.spawn(move || isolated(|| worker.work(style, long)));
             }
             std::thread::sleep(delay);
-            daemon::kill(&mnt);
+            if aimed {
+                let before = long.load(Ordering::Relaxed);
+                let end = Instant::now() + LONGEST_WAIT;
+                while long.load(Ordering::Relaxed) == before && Instant::now() < end {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
+                std::thread::sleep(then);
+            }
+            daemon::kill_process(pid, &mnt);
         });
     }
 
@@ -527,7 +611,7 @@ impl Stack {
 /// Some files are large, so that a kill meets their copying.
 fn enlarge(item: Item, random: &mut Random) -> Item {
     match item {
-        Item::File(path, content, mode) if content.len() > 5000 && random.chance(50) => {
+        Item::File(path, content, mode) if content.len() >= 5000 && random.chance(25) => {
             Item::File(path, vec![b'L'; LARGE], mode)
         }
         other => other,

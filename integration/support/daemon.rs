@@ -56,7 +56,11 @@ pub fn wait_for_end(pid: i32) {
 
 /// Kills the daemon of a mount, and waits until the mount is dead.
 pub fn kill(mnt: &Path) {
-    let pid = of(mnt);
+    kill_process(of(mnt), mnt);
+}
+
+/// The same, without looking for it: it dies at once.
+pub fn kill_process(pid: i32, mnt: &Path) {
     signal(pid, libc::SIGKILL);
     wait("the mount outlives its daemon", || {
         sys::lstat(mnt).err() == Some(Errno::ENOTCONN)
