@@ -3,48 +3,12 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
+use crate::support::daemon;
+use crate::support::files::{device_zero, file, gone, ino, names, read, union};
 use crate::support::sys::{self, Errno};
 use crate::support::{Compare, Fixture, Scratch, System, Tree, isolated, mount_command};
 use crate::support::{require_all, run, text, umount};
-
-/// A fixture with lowers filled by `fill` (topmost first), mounted, or None to skip.
-fn union(name: &str, count: usize, fill: impl FnOnce(&[PathBuf])) -> Option<Fixture> {
-    if !require_all(&["root", "fuse"]) {
-        return None;
-    }
-    let mut fixture = Fixture::new(name);
-    let lowers: Vec<_> = (0..count).map(|_| fixture.lower()).collect();
-    fill(&lowers);
-    fixture.mount();
-    Some(fixture)
-}
-
-fn file(path: impl AsRef<Path>, content: &str) {
-    fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
-    sys::make(path, content.as_bytes()).unwrap();
-}
-
-fn device_zero(path: impl AsRef<Path>) {
-    sys::mknod(path, libc::S_IFCHR | 0o600, 0).unwrap();
-}
-
-fn names(path: impl AsRef<Path>) -> Vec<String> {
-    sys::names(path).unwrap()
-}
-
-fn ino(path: impl AsRef<Path>) -> u64 {
-    sys::lstat(path).unwrap().st_ino
-}
-
-fn read(path: impl AsRef<Path>) -> String {
-    fs::read_to_string(path).unwrap()
-}
-
-fn gone(path: impl AsRef<Path>) {
-    assert_eq!(sys::lstat(path).err(), Some(Errno::ENOENT));
-}
 
 #[test]
 fn whiteouts_and_opaque_directories() {
@@ -385,35 +349,13 @@ fn one_mount_to_an_upper() {
     assert_eq!(read(f.at("f")), "lower");
 }
 
-/// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
-pub fn daemon_of(mnt: &Path) -> i32 {
-    for entry in fs::read_dir("/proc").unwrap() {
-        let entry = entry.unwrap();
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
-        let args: Vec<_> = line.split('\0').collect();
-        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == mnt) {
-            return pid;
-        }
-    }
-    panic!("no process serves {}", mnt.display());
-}
-
 #[test]
 fn killed_daemon_is_recovered() {
     let Some(mut f) = union("killed", 1, |lower| file(lower[0].join("f"), "lower")) else {
         return;
     };
     fs::write(f.at("new"), "upper").unwrap();
-    let daemon = nix::unistd::Pid::from_raw(daemon_of(&f.mnt));
-    nix::sys::signal::kill(daemon, nix::sys::signal::SIGKILL).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while sys::stat(&f.mnt).err() != Some(Errno::ENOTCONN) {
-        assert!(Instant::now() < deadline, "the mount outlives its daemon");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    daemon::kill(&f.mnt);
     f.mount();
     assert_eq!(names(&f.mnt), ["f", "new"]);
 }
@@ -423,12 +365,8 @@ fn sigterm_unmounts() {
     let Some(mut f) = union("sigterm", 1, |lower| file(lower[0].join("f"), "lower")) else {
         return;
     };
-    assert_eq!(unsafe { libc::kill(daemon_of(&f.mnt), libc::SIGTERM) }, 0);
-    let deadline = Instant::now() + Duration::from_secs(2);
-    while !names(&f.mnt).is_empty() {
-        assert!(Instant::now() < deadline, "SIGTERM does not unmount");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    daemon::signal(daemon::of(&f.mnt), libc::SIGTERM);
+    daemon::wait("SIGTERM does not unmount", || names(&f.mnt).is_empty());
     f.forget_mount();
     f.mount();
     assert_eq!(names(&f.mnt), ["f"]);

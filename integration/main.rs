@@ -8,16 +8,24 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::panic_in_result_fn,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::unreachable,
     clippy::undocumented_unsafe_blocks,
     clippy::let_underscore_must_use
 )]
 
 mod conformance;
 mod differential;
+mod durability;
 mod failing;
 mod fsx;
+mod full_disk;
 mod interchange;
+mod kills;
 mod layered;
+mod limits;
 mod passed_fd;
 mod pjdfstest;
 mod rivals;

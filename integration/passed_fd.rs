@@ -1,11 +1,11 @@
 //! A mount made by the caller: the program is given a descriptor of `/dev/fuse` and only serves it.
 
 use std::fs;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use crate::support::daemon;
 use crate::support::sys::{self, Errno};
 use crate::support::{Fixture, Mounted, isolated, mount_fuse, require_all, run, text};
 
@@ -21,21 +21,6 @@ fn fixture(name: &str) -> Fixture {
     fs::write(lower.join("closed/file"), "closed").unwrap();
     fixture.watch_lowers();
     fixture
-}
-
-/// Starts the program with the descriptor inherited, and lets go of it here.
-fn serve(fixture: &Fixture, device: OwnedFd) -> Output {
-    let fd = device.as_raw_fd();
-    let mut command = fixture.mount_command();
-    command.arg(format!("/dev/fd/{fd}"));
-    // Cleared in the child only, so that no other test's child inherits the descriptor too.
-    unsafe {
-        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
-    run(&mut command)
 }
 
 fn cat_as_user(path: &Path) -> Output {
@@ -81,7 +66,7 @@ fn permissions_are_checked() {
     {
         let device = mount_fuse(&fixture.mnt, ",allow_other");
         let _mounted = Mounted(fixture.mnt.clone());
-        let output = serve(&fixture, device);
+        let output = daemon::serve(&fixture, device);
         assert!(output.status.success(), "{}", text(&output.stderr));
         assert_eq!(
             sys::names(&fixture.mnt).unwrap(),
@@ -108,7 +93,7 @@ fn other_descriptors_are_refused() {
     }
     let fixture = fixture("refused");
     let null = sys::open("/dev/null", libc::O_RDWR, 0).unwrap();
-    let output = serve(&fixture, null);
+    let output = daemon::serve(&fixture, null);
     assert!(!output.status.success(), "/dev/null was served");
     assert!(
         text(&output.stderr).contains("/dev/fuse"),

@@ -147,6 +147,24 @@ ls -l open
 umount
 "#;
 
+/// What needs privileges is refused, or stays behind at a copy-up.
+const PRIVILEGES_SCRIPT: &str = r#"
+mount
+cd "$MNT"
+getfattr -n security.capability open/capable
+mv open/capable open/copied
+fails getfattr -n security.capability open/copied
+fails mknod open/null c 1 3
+mknod open/whiteout c 0 0
+[ "$(stat -c %t:%T open/whiteout)" = 0:0 ]
+umount
+mount
+cd "$MNT"
+[ "$(stat -c %t:%T open/whiteout)" = 0:0 ]
+[ "$(cat open/copied)" = capable ]
+umount
+"#;
+
 /// Lowers with files of the user, of another one, and of root.
 fn users_lower(fixture: &mut Fixture) {
     let top = fixture.lower();
@@ -170,6 +188,7 @@ fn users_lower(fixture: &mut Fixture) {
     ] {
         fs::write(base.join(file), content).unwrap();
     }
+    fs::write(base.join("open/capable"), "capable\n").unwrap();
     sys::symlink("target", base.join("dir/link")).unwrap();
     sys::lchown(base.join("dir/link"), USER, USER).unwrap();
     for path in ["", "dir", "dir/sub"] {
@@ -181,10 +200,15 @@ fn users_lower(fixture: &mut Fixture) {
     for path in ["open/theirs", "open/moved", "open/linked"] {
         owned(path, STRANGER, 0o666);
     }
+    owned("open/capable", USER, 0o755);
+    // Revision 2 of the format, CAP_NET_RAW permitted (linux/capability.h).
+    let capability = [&[1, 0, 0, 2, 0, 0x20][..], &[0; 14]].concat();
+    let key = "security.capability";
+    sys::setxattr(base.join("open/capable"), key, &capability, 0).unwrap();
 }
 
 /// Runs a script as the user, with a copy of the program, which may lie where the user cannot go.
-fn run_as_user(fixture: &Fixture, script: &str) -> Output {
+fn run_as_user(fixture: &Fixture, mut shell: Command, script: &str) -> Output {
     let program: PathBuf = fixture.scratch().join("cvmfs-union");
     // By cp: had this process it open for writing, children of other tests might hold it busy.
     assert!(
@@ -192,7 +216,7 @@ fn run_as_user(fixture: &Fixture, script: &str) -> Output {
             .status
             .success()
     );
-    run(Command::new("sh")
+    run(shell
         .args(["-c", &format!("{PRELUDE}{script}")])
         .uid(USER)
         .gid(USER)
@@ -218,7 +242,7 @@ fn ordinary_user(name: &str, script: &str) {
     for dir in [&fixture.upper, &fixture.work, &fixture.mnt] {
         sys::lchown(dir, USER, USER).unwrap();
     }
-    let output = run_as_user(&fixture, script);
+    let output = run_as_user(&fixture, Command::new("sh"), script);
     if !output.status.success() {
         drop(Mounted(fixture.mnt.clone()));
         let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
@@ -234,4 +258,40 @@ fn fusermount() {
 #[test]
 fn fusermount_symlink_numbers() {
     ordinary_user("fusermount-symlink", SYMLINK_SCRIPT);
+}
+
+#[test]
+fn what_needs_privileges() {
+    ordinary_user("fusermount-privileges", PRIVILEGES_SCRIPT);
+}
+
+/// Root of a namespace passes the kernel's check, but the daemon is its user outside.
+#[test]
+fn files_the_daemon_may_not_read() {
+    const SCRIPT: &str = r#"
+"$PROGRAM" mount --owner squash --lower "$LOWER" --upper "$UPPER" --work "$WORK" "$MNT"
+cd "$MNT"
+[ "$(cat public)" = public ]
+[ "$(stat -c %u:%a secret)" = 0:600 ]
+fails cat secret
+fails sh -c 'echo more >> secret'
+umount
+"#;
+    if !require_all(&["root", "fuse", "userns"]) {
+        return;
+    }
+    let mut fixture = Fixture::new("unreadable");
+    let (_top, lower) = (fixture.lower(), fixture.lower());
+    fs::write(lower.join("public"), "public\n").unwrap();
+    fs::write(lower.join("secret"), "secret\n").unwrap();
+    sys::chmod(lower.join("secret"), 0o600).unwrap();
+    for dir in [&fixture.upper, &fixture.work, &fixture.mnt] {
+        sys::lchown(dir, USER, USER).unwrap();
+    }
+    fixture.watch_lowers();
+    let mut shell = Command::new("unshare");
+    shell.args(["-Urm", "sh"]);
+    let output = run_as_user(&fixture, shell, SCRIPT);
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}\n{said}", output.status);
 }

@@ -1,61 +1,11 @@
 //! Uppers on different file systems: all serve the same changes, whatever they can store.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use crate::support::sys::{self, Errno};
-use crate::support::{Compare, Fixture, Mounted, Scratch, Tree, require, require_all, run, text};
-
-/// Enough for each mkfs; the image is sparse.
-const IMAGE_SIZE: u64 = 512 << 20;
-
-/// A file system of its own, mounted for the upper.
-struct Volume {
-    // Unmounted first, removed then.
-    _mounted: Mounted,
-    scratch: Scratch,
-}
-
-impl Volume {
-    fn new(kind: &str) -> Volume {
-        let scratch = Scratch::new(kind);
-        let dir = scratch.dir("mnt");
-        if matches!(kind, "tmpfs" | "ramfs") {
-            succeed(Command::new("mount").args(["-t", kind, kind]).arg(&dir));
-        } else {
-            let image = scratch.path().join("image");
-            fs::File::create(&image)
-                .unwrap()
-                .set_len(IMAGE_SIZE)
-                .unwrap();
-            succeed(Command::new(format!("mkfs.{kind}")).arg("-q").arg(&image));
-            succeed(
-                Command::new("mount")
-                    .args(["-o", "loop"])
-                    .arg(&image)
-                    .arg(&dir),
-            );
-        }
-        Volume {
-            _mounted: Mounted(dir),
-            scratch,
-        }
-    }
-
-    fn dir(&self, name: &str) -> PathBuf {
-        self.scratch.dir(&format!("mnt/{name}"))
-    }
-}
-
-fn succeed(command: &mut Command) {
-    let output = run(command);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        text(&output.stderr)
-    );
-}
+use crate::support::volume::Volume;
+use crate::support::{Compare, Fixture, Tree, require, require_all, text};
 
 fn file(path: impl AsRef<Path>, content: &str) {
     fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What everything above `sys` returns; `sys` itself returns `io::Result`.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -61,10 +61,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.op)?;
         if let Some(path) = &self.path {
-            write!(f, " {}", path.display())?;
+            write!(f, " {}", printable(path))?;
         }
         if let Some(layer) = &self.layer {
-            write!(f, " (layer {layer})")?;
+            write!(f, " (layer {})", printable(layer))?;
         }
         write!(f, ": {}", io::Error::from_raw_os_error(self.errno))
     }
@@ -84,9 +84,41 @@ impl<T> Context<T> for io::Result<T> {
     }
 }
 
+/// The text of a path for a message: names come from images, and must neither control a terminal nor
+/// make up lines of a log.
+pub fn printable(path: impl AsRef<Path>) -> String {
+    let mut text = String::new();
+    for c in path.as_ref().to_string_lossy().chars() {
+        if c.is_control() {
+            text.extend(c.escape_default());
+        } else {
+            text.push(c);
+        }
+    }
+    text
+}
+
 /// A step whose failure must not fail the operation is logged and forgotten.
 pub fn best_effort<T, E: fmt::Display>(what: &str, result: std::result::Result<T, E>) {
     if let Err(e) = result {
         tracing::debug!("{what}: {e}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_control_no_terminal() {
+        let e = Error::new(libc::EIO, "read")
+            .at("/a\nb\u{1b}[2J\u{9b}é")
+            .in_layer("l\r");
+        let text = e.to_string();
+        assert!(!text.chars().any(char::is_control), "{text:?}");
+        assert!(
+            text.starts_with(r"read /a\nb\u{1b}[2J\u{9b}é (layer l\r): "),
+            "{text}"
+        );
     }
 }

@@ -3,6 +3,14 @@
 //! Arrows point one way: `descriptor` and `layer` know nothing of `union`, `union` knows nothing of
 //! `fuse`, and `cli` ties them together; `sys` and `error` lie beneath all of them.
 //! See [`docs::architecture`], [`docs::semantics`] and [`docs::format`].
+#![cfg_attr(
+    test,
+    allow(
+        clippy::panic_in_result_fn,
+        clippy::indexing_slicing,
+        reason = "tests may fail"
+    )
+)]
 
 pub mod cli;
 pub mod descriptor;

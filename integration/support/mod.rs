@@ -1,9 +1,13 @@
 //! What the tests share: requirements, mounts that clean up after themselves, tree snapshots.
 
+pub mod daemon;
+pub mod files;
 pub mod process;
+pub mod script;
 pub mod slow_fs;
 pub mod sys;
 mod systems;
+pub mod volume;
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -92,6 +96,7 @@ fn have(what: &str) -> Result<(), String> {
         "loop" => fs::metadata("/dev/loop-control")
             .map(drop)
             .map_err(|e| format!("/dev/loop-control: {e}")),
+        "strace" => runs("strace", &["-V"]),
         "pjdfstest" | "fsx" => tool(what).map(drop).ok_or_else(|| {
             format!("no {what} on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install {what})")
         }),
@@ -557,6 +562,11 @@ impl Compare {
         }
         node
     }
+}
+
+/// A number from the environment.
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 
 /// Seconds since the epoch.

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::layers::{self, Order};
 use super::{Code, Failure, OrFail, Outcome};
+use crate::error::printable;
 
 /// Shows the layers of a thin image, topmost first; fails if one is missing.
 #[derive(Debug, clap::Args)]
@@ -94,7 +95,7 @@ fn table(rows: &[Row]) -> String {
     let mut text = format!("{:<width$}  {:<8}  PATH\n", "DIGEST", "DIALECT");
     for row in rows {
         text.push_str(&format!("{:<width$}  {:<8}  ", row.digest, row.dialect));
-        text.push_str(&row.path.display().to_string());
+        text.push_str(&printable(&row.path));
         if let Some(problem) = &row.problem {
             text.push_str(&format!("\n{:<width$}  {:<8}  {problem}", "", "missing:"));
         }

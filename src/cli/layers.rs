@@ -1,11 +1,14 @@
 //! From the arguments to layer directories, each looked at, with the likely cause of a broken one.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use super::{Code, Failure, OrFail, Outcome};
-use crate::descriptor::{Image, LayerOrder, resolve};
+use crate::descriptor::{Image, LayerOrder, MAX_SIZE, resolve};
+use crate::error::printable;
+use crate::sys::file;
 use crate::union::api::LowerSpec;
 
 /// The order in which the descriptor lists its layers.
@@ -37,8 +40,28 @@ pub struct Layer {
 
 /// Reads and parses a descriptor.
 pub fn read_image(path: &Path) -> Outcome<Image> {
-    let bytes = fs::read(path).or_fail(Code::Image, path.display())?;
+    let bytes = read_bounded(path).or_fail(Code::Image, path.display())?;
     Image::parse(&bytes).or_fail(Code::Image, path.display())
+}
+
+/// The content of a regular file, no more of it than tells that it is too large. Opening anything
+/// else could wait for ever, or do something: FIFOs and devices are not opened for reading.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let found = File::from(file::open_path(path, libc::O_PATH)?);
+    if !found.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let found = file::reopen(found.as_fd(), libc::O_RDONLY)?;
+    let mut bytes = Vec::new();
+    let most = u64::try_from(MAX_SIZE).unwrap_or(u64::MAX);
+    let read = File::from(found)
+        .take(most.saturating_add(1))
+        .read_to_end(&mut bytes)?;
+    if read > MAX_SIZE {
+        let why = format!("more than the limit of {MAX_SIZE} bytes");
+        return Err(io::Error::other(why));
+    }
+    Ok(bytes)
 }
 
 /// The layers of an image, topmost first.
@@ -106,8 +129,8 @@ impl Layer {
 
     fn name(&self) -> String {
         match self.home {
-            Some(_) => format!("layer {} at {}", self.identity, self.path.display()),
-            None => format!("layer {}", self.path.display()),
+            Some(_) => format!("layer {} at {}", self.identity, printable(&self.path)),
+            None => format!("layer {}", printable(&self.path)),
         }
     }
 
@@ -118,11 +141,32 @@ impl Layer {
             Ok(_) => {}
             Err(e) => return Some(self.explain(&e)),
         }
+        match self.way_out() {
+            Ok(None) => {}
+            Ok(Some(target)) => {
+                let target = printable(target);
+                return Some(format!(
+                    "a symlink leads out of the repository, to {target}"
+                ));
+            }
+            Err(e) => return Some(self.explain(&e)),
+        }
         // Reading one entry shows what opening does not: a client that cannot fetch the catalog.
         match fs::read_dir(&self.path).and_then(|mut entries| entries.next().transpose()) {
             Ok(_) => None,
             Err(e) => Some(self.explain(&e)),
         }
+    }
+
+    /// Where the layer really is, if that is not in its repository. Whoever writes a repository may
+    /// say what is in it, and not that a directory of this host is a layer.
+    fn way_out(&self) -> io::Result<Option<PathBuf>> {
+        let Some((root, repository)) = &self.home else {
+            return Ok(None);
+        };
+        let real = fs::canonicalize(&self.path)?;
+        let inside = real.starts_with(fs::canonicalize(root.join(repository))?);
+        Ok((!inside).then_some(real))
     }
 
     fn explain(&self, e: &io::Error) -> String {
@@ -180,6 +224,8 @@ fn absent(root: &Path, repository: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
     use super::*;
 
     #[test]
@@ -199,6 +245,35 @@ mod tests {
         assert!(said(dir.path()).contains("collected"));
         fs::write(dir.path().join("repo.example.org/layers/11aa"), b"")?;
         assert_eq!(said(dir.path()), "not a directory");
+        Ok(())
+    }
+
+    #[test]
+    fn a_layer_stays_in_its_repository() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let root = dir.path().join("cvmfs");
+        let repository = root.join("repo.example.org");
+        let layer = Layer {
+            identity: "11aa".to_owned(),
+            path: repository.join("layers/11aa"),
+            home: Some((root, "repo.example.org".to_owned())),
+        };
+        fs::create_dir_all(repository.join("layers"))?;
+        fs::create_dir_all(repository.join("data/11aa"))?;
+        fs::create_dir_all(dir.path().join("outside/11aa"))?;
+        let said = |link: &Path, target: &Path| -> io::Result<Option<String>> {
+            symlink(target, link)?;
+            let problem = layer.problem();
+            fs::remove_file(link)?;
+            Ok(problem)
+        };
+        let out = |problem: Option<String>| problem.is_some_and(|p| p.contains("out of the"));
+        assert_eq!(said(&layer.path, Path::new("../data/11aa"))?, None);
+        assert!(out(said(&layer.path, &dir.path().join("outside"))?));
+        assert!(out(said(&layer.path, Path::new("../../.."))?));
+        fs::remove_dir(repository.join("layers"))?;
+        let on_the_way = said(&repository.join("layers"), Path::new("../../outside"))?;
+        assert!(out(on_the_way));
         Ok(())
     }
 }

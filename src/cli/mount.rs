@@ -27,7 +27,7 @@ use crate::union::api::{Durability, Owner, UnionConfig, Whiteouts};
 use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
-const UPPER_PATIENCE: Duration = Duration::from_millis(500);
+const UPPER_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a busy mount may keep the daemon after a signal.
 const EXIT_PATIENCE: Duration = Duration::from_millis(300);
 
@@ -108,6 +108,10 @@ pub fn run(args: Args) -> Outcome<()> {
     if foreground {
         return job.serve(None);
     }
+    #[expect(
+        clippy::exit,
+        reason = "the child must not return into what its parent goes on with"
+    )]
     match process::fork().or_fail(Code::Failure, "fork")? {
         Side::Parent(child) => match child.wait().or_fail(Code::Failure, "the daemon")? {
             Report::Ready => Ok(()),
@@ -296,7 +300,8 @@ struct Ending {
 }
 
 impl Ending {
-    /// Unmounts at the first signal; a mount that stays busy does not keep the daemon.
+    /// Unmounts at the first signal. A mount that stays busy, or that others have made, does not keep
+    /// the daemon: it ends as in order as without.
     fn on_signal(&self, signals: &SigSet) {
         match signals.wait() {
             Ok(signal) => tracing::info!("{signal}: unmounting"),
@@ -306,9 +311,9 @@ impl Ending {
             detach(self.target.as_deref());
             thread::sleep(EXIT_PATIENCE);
             tracing::warn!("the mount is still in use; leaving it");
-            if let Some(union) = self.union.upgrade() {
-                best_effort("sync the upper", union.settle());
-            }
+        }
+        if let Some(union) = self.union.upgrade() {
+            best_effort("sync the upper", union.settle());
         }
         self.upper.discard();
         std::process::exit(0);

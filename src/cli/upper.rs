@@ -165,7 +165,12 @@ impl Prepared {
     /// Notes whose changes these are, once the union holds the upper.
     pub fn record_image(&self) -> Outcome<()> {
         match &self.record {
-            Some((path, image)) => fs::write(path, image).or_fail(Code::Upper, path.display()),
+            Some((path, image)) => {
+                let new = path.with_extension("new");
+                fs::write(&new, image)
+                    .and_then(|()| fs::rename(&new, path))
+                    .or_fail(Code::Upper, path.display())
+            }
             None => Ok(()),
         }
     }

@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
-use super::{LowerDir, Lowers};
+use super::{LowerDir, Lowers, quiet};
 use crate::error::{Context, Result};
-use crate::sys::{dirent, file, meta, xattr};
+use crate::sys::{dirent, meta, xattr};
 
 /// One name of the merged lower listing.
 #[derive(Debug)]
@@ -117,8 +117,7 @@ struct LayerListing {
 fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let blame = |e| lowers.blame(e, dir, b"");
     let fd = lowers.fd(dir)?;
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY;
-    let open = file::openat(fd.as_fd(), b".", flags, 0)
+    let open = quiet::open(fd.as_fd(), b".", libc::O_DIRECTORY)
         .op("open lower directory")
         .map_err(blame)?;
     let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();

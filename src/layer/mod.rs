@@ -5,6 +5,7 @@
 pub mod dialect;
 pub mod dir;
 pub mod listing;
+pub mod quiet;
 
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing};

@@ -29,10 +29,10 @@ pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io
         let raw = unsafe { std::slice::from_raw_parts(buf.as_ptr().cast::<u8>(), n) };
         let mut rest = raw;
         // A record: d_ino (8), d_off (8), d_reclen (2), d_type (1), the name and its NUL.
-        while let (Some(len), Some(kind), Some(tail)) =
+        while let (Some([low, high]), Some(kind), Some(tail)) =
             (rest.get(16..18), rest.get(18), rest.get(19..))
         {
-            let reclen = usize::from(u16::from_ne_bytes([len[0], len[1]]));
+            let reclen = usize::from(u16::from_ne_bytes([*low, *high]));
             let ino = rest
                 .get(..8)
                 .and_then(|b| b.try_into().ok())

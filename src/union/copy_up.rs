@@ -205,7 +205,10 @@ impl Union {
                 Space::None => upper.remember(to.stat()?.st_ino, node.ino),
                 _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
                     // `user.` attributes exist on files and directories only.
-                    Err(e) if e.errno() == libc::EPERM => {
+                    Err(e)
+                        if e.errno() == libc::EPERM
+                            && !matches!(node.kind, Kind::File | Kind::Dir) =>
+                    {
                         upper.remember(to.stat()?.st_ino, node.ino);
                     }
                     other => other?,
@@ -346,7 +349,8 @@ impl Union {
     fn index_copy(&self, upper: &Upper, ino: Ino, temp: &Temp<'_>, delta: i64) -> Result<()> {
         let entry = upper.index_place(ino)?;
         if upper.space != Space::None {
-            upper.set_mark(&temp.place(), Mark::Nlink, delta.to_string().as_bytes())?;
+            let value = marks::nlink_value(delta, &temp.name);
+            upper.set_mark(&temp.place(), Mark::Nlink, &value)?;
         }
         match name::unlinkat(entry.fd(), &entry.name) {
             Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e).op("clean index"),
@@ -380,13 +384,13 @@ impl Union {
         let from = self.place(&tree, node)?;
         name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
         let delta = node.state.read().nlink_delta - 1;
-        let note = |delta: i64| match upper.space {
+        let note = |value: &[u8]| match upper.space {
             Space::None => Ok(()),
-            _ => upper.set_mark(&from, Mark::Nlink, delta.to_string().as_bytes()),
+            _ => upper.set_mark(&from, Mark::Nlink, value),
         };
-        note(delta)?;
+        note(&marks::nlink_value(delta, &temp.name))?;
         if let Err(e) = self.commit_copy(&tree, parent, name, temp, node) {
-            best_effort("undo", note(delta + 1));
+            best_effort("undo", note((delta + 1).to_string().as_bytes()));
             return Err(e);
         }
         node.add_link(parent, name, true);
@@ -411,24 +415,30 @@ impl Union {
             Err(e) if absent(&e) => None,
             other => Some(other.op("read capabilities")?),
         };
-        match (&node.lower, want) {
+        let filled = match (&node.lower, want) {
             (Some(lower), Want::Data) => {
                 // A truncation that a crash cut off may have made it shorter.
-                let size = before.st_size.min(lower.stat.st_size);
-                self.copy_data(lower, &fd, u64::try_from(size).unwrap_or(0))?;
-                restore_times(&at, &before)?;
-                if upper.durability != Durability::Volatile {
-                    file::fdatasync(fd.as_fd()).op("sync copy")?;
-                }
+                let size = u64::try_from(before.st_size.min(lower.stat.st_size)).unwrap_or(0);
+                // The disk may be full of what did arrive.
+                let undo = |_: &Error| best_effort("empty a metadata copy", punch(&fd, size));
+                self.copy_data(lower, &fd, size).inspect_err(undo)
             }
-            _ => file::ftruncate(fd.as_fd(), 0).op("truncate")?,
+            _ => file::ftruncate(fd.as_fd(), 0).op("truncate"),
+        };
+        // Privileges that the copying cost the file are the user's to lose, not ours; nor are the times
+        // those of a change, whether it succeeded or not.
+        if want == Want::Data {
+            restore_times(&at, &before)?;
         }
-        // Privileges that the copying cost the file are the user's to lose, not ours.
         if at.stat()?.st_mode != before.st_mode {
             meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
         }
         if let (Some(value), Want::Data) = (capability, want) {
             xattr::set(at.fd(), b"", CAPABILITY, &value, 0).op("copy up capabilities")?;
+        }
+        filled?;
+        if want == Want::Data && upper.durability != Durability::Volatile {
+            file::fdatasync(fd.as_fd()).op("sync copy")?;
         }
         upper.clear_mark(&at, Mark::Metacopy)?;
         upper.clear_mark(&at, Mark::Redirect)?;
@@ -485,6 +495,12 @@ pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
         },
     ];
     meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
+}
+
+/// Gives the blocks of the first `size` bytes back.
+fn punch(fd: &OwnedFd, size: u64) -> Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    file::fallocate(fd.as_fd(), mode, 0, size).op("punch hole")
 }
 
 /// The error of an object without the attribute, or of a file system without any.

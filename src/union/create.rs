@@ -16,6 +16,7 @@ use super::lowers::kind_of;
 use super::node::Node;
 use super::open::CREATE_FLAGS;
 use super::place::At;
+use super::table::Used;
 use super::upper::Upper;
 use super::work::{self, Temp};
 use crate::error::{Context, Error, Result, best_effort};
@@ -61,14 +62,21 @@ impl Union {
         loop {
             let what = What::File(flags & CREATE_FLAGS);
             let (node, fh) = match self.make(caller, &parent, name.as_bytes(), mode, what) {
-                Ok((node, Some(fd))) => (node.clone(), self.opened(node, flags, fd)),
-                Ok((node, None)) => (node.clone(), self.open_node(caller, node, flags)?),
+                Ok((node, Some(fd))) => {
+                    let fh = self.opened(node.clone(), flags, fd);
+                    (node, fh)
+                }
+                Ok((node, None)) => {
+                    let fh = self.open_node(caller, node.clone(), flags)?;
+                    (node, fh)
+                }
                 // Somebody else was faster.
                 Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {
                     let Some(node) = self.resolve(&parent, name.as_bytes())? else {
                         continue;
                     };
-                    (node.clone(), self.open_node(caller, node, flags)?)
+                    let fh = self.open_node(caller, node.clone(), flags)?;
+                    (node, fh)
                 }
                 Err(e) => return Err(e),
             };
@@ -134,7 +142,7 @@ impl Union {
         name: &[u8],
         mode: u32,
         what: What<'_>,
-    ) -> Result<(Arc<Node>, Option<OwnedFd>)> {
+    ) -> Result<(Used<'_>, Option<OwnedFd>)> {
         check_name(name)?;
         let listing = self.listing(parent)?;
         self.copy_up(parent, Want::Meta)?;
@@ -252,7 +260,7 @@ struct Made<'a> {
 
 impl Made<'_> {
     fn publish(self, to: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
-        let stands = meta::fstatat(to.fd(), &to.name).is_ok();
+        let stands = to.stat_if_there()?.is_some();
         let exchange = stands && matches!(plan.what, What::Dir);
         let flags = if exchange { libc::RENAME_EXCHANGE } else { 0 };
         name::renameat(self.at.fd(), &self.at.name, to.fd(), &to.name, flags).op("publish")?;

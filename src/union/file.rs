@@ -16,6 +16,10 @@ impl Union {
     pub fn read(&self, fh: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
         let handle = self.handles.get(fh)?;
         let fd = self.data_of(&handle)?;
+        let size = match self.cut_off(&handle.node)? {
+            Some(end) => usize::try_from(end.saturating_sub(offset)).map_or(size, |n| n.min(size)),
+            None => size,
+        };
         let mut buf = vec![0; size];
         let mut filled = 0;
         while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
@@ -23,12 +27,23 @@ impl Union {
                 Ok(0) => break,
                 Ok(n) => filled += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) if filled > 0 => break,
+                // Never what was read so far: the kernel takes a short answer for the end of the file.
                 Err(e) => return Err(e).op("read").map_err(|e| self.blame_handle(e, &handle)),
             }
         }
         buf.truncate(filled);
         Ok(buf)
+    }
+
+    /// Where a metadata copy ends: a truncation that failed half-way, before the lower's data were let
+    /// go, has made it shorter than those.
+    fn cut_off(&self, node: &Node) -> Result<Option<u64>> {
+        if !node.state.read().metacopy {
+            return Ok(None);
+        }
+        let tree = self.read_tree();
+        let stat = self.place(&tree, node)?.stat()?;
+        Ok(u64::try_from(stat.st_size).ok())
     }
 
     fn blame_handle(&self, e: Error, handle: &Handle) -> Error {

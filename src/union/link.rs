@@ -10,7 +10,7 @@ use super::copy_up::Want;
 use super::lookup::check_name;
 use super::work::Temp;
 use crate::error::{Context, Error, Result};
-use crate::sys::{meta, name};
+use crate::sys::name;
 
 impl Union {
     /// Gives an object another name.
@@ -36,7 +36,7 @@ impl Union {
             }
             let from = self.place(&tree, &node)?;
             let to = self.child_place(&tree, &parent, new_name)?;
-            if held.is_some() && meta::fstatat(to.fd(), &to.name).is_ok() {
+            if held.is_some() && to.stat_if_there()?.is_some() {
                 let mut temp = Temp::new(upper);
                 name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link")?;
                 temp.publish(&to, 0)?;

@@ -14,6 +14,7 @@ use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Dir, Held, Index, LowerAt, Node, State};
 use super::place::{At, Tree};
+use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
@@ -93,6 +94,14 @@ pub struct Seen {
     pub hides: bool,
 }
 
+impl Seen {
+    /// Kind and device number, as users see them.
+    fn kind(&self) -> (Kind, u64) {
+        let stored = (kind_of(self.stat.st_mode), self.stat.st_rdev);
+        self.marks.special.unwrap_or(stored)
+    }
+}
+
 impl Union {
     /// Finds a name, and counts the lookup. None: no such name in any layer.
     pub fn lookup(&self, parent: Ino, name: &OsStr) -> Result<Option<Attr>> {
@@ -106,7 +115,7 @@ impl Union {
     }
 
     /// The node under a name, not counted.
-    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Arc<Node>>> {
+    pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Used<'_>>> {
         check_name(name)?;
         let listing = self.listing(parent)?;
         loop {
@@ -119,10 +128,10 @@ impl Union {
                     ..
                 }) => {
                     let place = self.child_place(&tree, parent, name)?;
-                    let seen = self.seen(&tree, place, whiteout)?;
-                    if let Some(node) = self.table.find(seen.ino) {
+                    let mut seen = self.seen(&tree, place, whiteout)?;
+                    if let Some(node) = self.known(&tree, &mut seen, parent, name)? {
                         node.add_link(parent, name, true);
-                        return Ok(Some(node));
+                        return Ok(Some(self.table.used(node)));
                     }
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
@@ -147,10 +156,42 @@ impl Union {
             if self.held(&tree, parent, name)? != held {
                 continue;
             }
-            let node = self.table.intern(ino, || node);
+            let kind = node.kind;
+            let node = self.table.used(self.table.intern(ino, || node));
+            if node.kind != kind || node.stands_elsewhere(parent, name) {
+                return Err(Error::new(libc::EIO, "two objects have one number"));
+            }
             node.add_link(parent, name, held.is_some());
             return Ok(Some(node));
         }
+    }
+
+    /// The node of an upper object, if it is in memory. In an upper that was copied or made up, marks
+    /// may give one number to several objects. The first to be seen has it, others go by their own:
+    /// else a directory could come to stand in itself.
+    fn known(
+        &self,
+        tree: &Tree<'_>,
+        seen: &mut Seen,
+        parent: &Node,
+        name: &[u8],
+    ) -> Result<Option<Arc<Node>>> {
+        let Some(node) = self.table.find(seen.ino) else {
+            return Ok(None);
+        };
+        let same = node.kind == seen.kind().0
+            && if node.is_dir() {
+                !node.stands_elsewhere(parent, name)
+            } else {
+                seen.marks.ino.is_none()
+                    || node.state.read().upper
+                        && self.place(tree, &node)?.stat()?.st_ino == seen.stat.st_ino
+            };
+        if same {
+            return Ok(Some(node));
+        }
+        seen.ino = seen.stat.st_ino & !LOWER_BIT;
+        Ok(self.table.find(seen.ino))
     }
 
     /// What the upper holds under a name.
@@ -233,6 +274,10 @@ impl Union {
             (marks.nlink, marks.ino) = (None, None);
         }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        if kind_of(stat.st_mode) != Kind::File {
+            // Marks of files only. Elsewhere they are somebody's error, and say nothing.
+            (marks.metacopy, marks.special) = (false, None);
+        }
         // A redirect names what it merges with, whatever is hidden under the name it has now.
         let whiteout = whiteout && marks.redirect.is_none();
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
@@ -271,7 +316,8 @@ impl Union {
             }
             None => entry.map(|e| self.below(e)).transpose()?,
         };
-        let wanted = |b: &Below| (kind_of(b.at.stat.st_mode) == Kind::Dir) == is_dir;
+        let kind = if is_dir { Kind::Dir } else { Kind::File };
+        let wanted = |b: &Below| kind_of(b.at.stat.st_mode) == kind;
         let below = below.filter(wanted);
         if below.is_none() && seen.marks.metacopy {
             return Err(Error::new(
@@ -283,10 +329,7 @@ impl Union {
     }
 
     fn upper_node(&self, seen: Seen, below: Option<Below>) -> Node {
-        let (kind, rdev) = match seen.marks.special {
-            Some(special) => special,
-            None => (kind_of(seen.stat.st_mode), seen.stat.st_rdev),
-        };
+        let (kind, rdev) = seen.kind();
         let (lower, dirs) = below.map_or((None, Vec::new()), |b| (Some(b.at), b.dirs));
         let state = State {
             upper: true,
@@ -306,22 +349,18 @@ impl Union {
             (&self.upper, below.at.stat.st_nlink > 1, kind == Kind::Dir)
         {
             let at = upper.index_place(below.ino)?;
-            match meta::fstatat(at.fd(), &at.name) {
-                Ok(stat) => {
-                    let marks = upper.marks(&at)?;
-                    let ino = below.ino;
-                    let seen = Seen {
-                        ino,
-                        stat,
-                        marks,
-                        hides: false,
-                    };
-                    let mut node = self.upper_node(seen, Some(below));
-                    node.state.get_mut().indexed = true;
-                    return Ok(node);
-                }
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
-                Err(e) => return Err(e).op("look into the index"),
+            if let Some(stat) = at.stat_if_there()? {
+                let marks = upper.marks(&at)?;
+                let ino = below.ino;
+                let seen = Seen {
+                    ino,
+                    stat,
+                    marks,
+                    hides: false,
+                };
+                let mut node = self.upper_node(seen, Some(below));
+                node.state.get_mut().indexed = true;
+                return Ok(node);
             }
         }
         Ok(new_node(
@@ -336,21 +375,22 @@ impl Union {
     }
 
     /// The node of an object that was just made in the upper.
-    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Arc<Node> {
+    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
         let ino = stat.st_ino & !LOWER_BIT;
         let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
         let state = State {
             upper: true,
             ..State::default()
         };
-        self.table.intern(ino, || {
+        let node = self.table.intern(ino, || {
             let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
                 dir.homegrown.store(true, Ordering::Relaxed);
                 *dir.index.lock() = Some(Index::default());
             }
             node
-        })
+        });
+        self.table.used(node)
     }
 }
 

@@ -1,6 +1,5 @@
 //! What the lowers say: merged listings, kept for a while, and the objects behind their names.
 
-use std::num::NonZeroUsize;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
@@ -11,12 +10,14 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Context, Error, Result};
-use crate::layer::{Listed, Listing, LowerDir, Lowers};
+use crate::layer::{Listed, Listing, LowerDir, Lowers, quiet};
 use crate::sys::meta::Stat;
-use crate::sys::{file, name};
+use crate::sys::name;
 
 /// How many merged listings are kept.
 const KEPT_LISTINGS: usize = 2048;
+/// How many names they may hold together, which is some 100 MB; the last one read may hold more.
+const KEPT_NAMES: usize = 1 << 19;
 
 /// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
 pub const LOWER_BIT: u64 = 1 << 62;
@@ -27,14 +28,42 @@ type Key = Vec<(u32, u64)>;
 /// The merged listings, by the layers and hashes of the directories they merge.
 #[derive(Debug)]
 pub struct Listings {
-    kept: Mutex<LruCache<Key, Arc<Listing>>>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    listings: LruCache<Key, Arc<Listing>>,
+    names: usize,
 }
 
 impl Default for Listings {
     fn default() -> Self {
-        let size = NonZeroUsize::new(KEPT_LISTINGS).unwrap_or(NonZeroUsize::MIN);
+        let listings = LruCache::unbounded();
         Listings {
-            kept: Mutex::new(LruCache::new(size)),
+            kept: Mutex::new(Kept { listings, names: 0 }),
+        }
+    }
+}
+
+impl Listings {
+    fn get(&self, key: &Key) -> Option<Arc<Listing>> {
+        self.kept.lock().listings.get(key).cloned()
+    }
+
+    fn put(&self, key: Key, listing: Arc<Listing>) {
+        let mut kept = self.kept.lock();
+        kept.names += listing.len();
+        if let Some(old) = kept.listings.put(key, listing) {
+            kept.names -= old.len();
+        }
+        while kept.listings.len() > KEPT_LISTINGS
+            || kept.names > KEPT_NAMES && kept.listings.len() > 1
+        {
+            let Some((_, old)) = kept.listings.pop_lru() else {
+                break;
+            };
+            kept.names -= old.len();
         }
     }
 }
@@ -51,6 +80,11 @@ pub struct Below {
 /// The number that goes with a hash.
 fn lower_ino(hash: u64) -> u64 {
     (hash & (LOWER_BIT - 1)) | LOWER_BIT
+}
+
+/// Whether a number can be one of [`lower_ino`]: no other is ever written in a mark.
+pub fn is_lower_ino(ino: u64) -> bool {
+    ino & !(LOWER_BIT - 1) == LOWER_BIT
 }
 
 /// The kind that goes with a mode.
@@ -108,11 +142,11 @@ impl Union {
             return Ok(Arc::default());
         }
         let key: Key = dirs.iter().map(|d| (d.layer, d.hash)).collect();
-        if let Some(listing) = self.listings.kept.lock().get(&key) {
-            return Ok(listing.clone());
+        if let Some(listing) = self.listings.get(&key) {
+            return Ok(listing);
         }
         let listing = Arc::new(Listing::read(&self.lowers, dirs)?);
-        self.listings.kept.lock().put(key, listing.clone());
+        self.listings.put(key, listing.clone());
         Ok(listing)
     }
 
@@ -172,7 +206,7 @@ impl Union {
     /// Opens a file of a lower for reading.
     pub(super) fn open_lower(&self, at: &LowerAt) -> Result<std::os::fd::OwnedFd> {
         let dir = self.lowers.fd(&at.dir)?;
-        file::openat(dir.as_fd(), &at.name, libc::O_RDONLY | libc::O_NONBLOCK, 0)
+        quiet::open(dir.as_fd(), &at.name, libc::O_NONBLOCK)
             .op("open lower")
             .map_err(|e| self.lowers.blame(e, &at.dir, &at.name))
     }

@@ -33,6 +33,7 @@ mod upper;
 mod work;
 mod xattr;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -66,9 +67,12 @@ impl Union {
         if let Some(spec) = &config.upper {
             refuse_overlap(spec, &config.lowers)?;
         }
+        // A layer that stands in the stack once more, further down, has nothing to add.
+        let mut stand = HashSet::new();
         let layers = config
             .lowers
             .iter()
+            .filter(|l| stand.insert((&l.identity, &l.path)))
             .map(|l| Layer::open(&l.path, &l.identity))
             .collect::<Result<_>>()?;
         let lowers = Lowers::new(layers);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::api::{Ino, Kind};
+use super::api::{Ino, Kind, ROOT};
 use crate::error::{Error, Result};
 use crate::layer::LowerDir;
 use crate::sys::meta::Stat;
@@ -109,6 +109,15 @@ impl Node {
                 in_upper,
             }),
         }
+    }
+
+    /// Whether this is a directory that is known to be under another name, or to be gone.
+    pub fn stands_elsewhere(&self, parent: &Node, name: &[u8]) -> bool {
+        if !self.is_dir() {
+            return false;
+        }
+        let state = self.state.read();
+        self.ino == ROOT || state.removed || !state.links.iter().all(|l| l.is(parent, name))
     }
 
     /// Forgets a name.

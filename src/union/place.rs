@@ -18,8 +18,8 @@ use crate::sys::meta::{self, Stat};
 /// The tree lock, held: names stay where they are.
 #[derive(Debug)]
 pub enum Tree<'a> {
-    Read(#[allow(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>),
-    Write(#[allow(dead_code, reason = "held for its drop")] RwLockWriteGuard<'a, ()>),
+    Read(#[expect(dead_code, reason = "held for its drop")] RwLockReadGuard<'a, ()>),
+    Write(#[expect(dead_code, reason = "held for its drop")] RwLockWriteGuard<'a, ()>),
 }
 
 /// A name in a directory of the upper, or with an empty name the descriptor itself.
@@ -36,6 +36,14 @@ impl At {
 
     pub fn stat(&self) -> Result<Stat> {
         meta::fstatat(self.fd(), &self.name).op("stat upper")
+    }
+
+    /// The same of what may be absent; only that is None.
+    pub fn stat_if_there(&self) -> Result<Option<Stat>> {
+        match meta::fstatat(self.fd(), &self.name) {
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            other => other.op("stat upper").map(Some),
+        }
     }
 
     /// Opens the object; an `O_PATH` descriptor without a name is opened anew.

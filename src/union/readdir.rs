@@ -97,11 +97,7 @@ impl Union {
             let Some(child) = self.resolve(&node, name)? else {
                 return Ok(true);
             };
-            let more = each(&child, name, cookie);
-            let ino = child.ino;
-            drop(child);
-            self.table.reap(ino);
-            more
+            each(&child, name, cookie)
         };
         if cookie < UPPER {
             let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);

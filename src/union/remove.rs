@@ -11,6 +11,7 @@ use super::api::Ino;
 use super::copy_up::Want;
 use super::node::{Index, Link, Node};
 use super::place::{At, Tree};
+use super::table::Used;
 use super::upper::Style;
 use super::work::Temp;
 use crate::error::{Context, Error, Result, best_effort};
@@ -46,10 +47,6 @@ impl Union {
             self.hide(&tree, &parent, name, in_upper, below)?;
             self.index(&tree, &parent)?.set(name, None, below);
             self.left(&node, &parent, name, leaving)?;
-            drop(tree);
-            let ino = node.ino;
-            drop(node);
-            self.table.reap(ino);
             return Ok(());
         }
     }
@@ -77,15 +74,12 @@ impl Union {
             self.left(&node, &parent, name, leaving)?;
             drop(tree);
             drop(rest);
-            let ino = node.ino;
-            drop(node);
-            self.table.reap(ino);
             return Ok(());
         }
     }
 
     /// The node under a name, or ENOENT.
-    pub(super) fn existing(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Arc<Node>> {
+    pub(super) fn existing(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Used<'_>> {
         let node = self.resolve(parent, name)?;
         node.ok_or_else(|| Error::new(libc::ENOENT, "find"))
     }

@@ -8,13 +8,14 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Ino, Kind, RenameKind};
-use super::copy_up::{MAX_REDIRECT, Want};
+use super::copy_up::{MAX_REDIRECT, Want, restore_times};
 use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::{At, Tree};
 use super::upper::Style;
 use super::work::{self, Temp};
 use crate::error::{Context, Error, Result, best_effort};
+use crate::sys::meta::Stat;
 use crate::sys::{meta, name};
 
 /// A name in a directory.
@@ -136,15 +137,12 @@ impl Union {
             &tree,
             job,
             &source,
-            target.as_ref(),
+            target.as_deref(),
             target_in_upper,
             from_below,
         )?;
         drop(tree);
         drop(rest);
-        if let Some(ino) = target.map(|t| t.ino) {
-            self.table.reap(ino);
-        }
         Ok(true)
     }
 
@@ -222,6 +220,11 @@ impl Union {
         let b = self.child_place(tree, &to.parent, to.name)?;
         let mut rest = None;
         let mut leaving = None;
+        // The steps of `.wh.` style show in the times of the parents, also when they are undone.
+        let times = match upper.style {
+            Style::Wh => vec![times_around(&a)?, times_around(&b)?],
+            Style::Overlay => Vec::new(),
+        };
         let device = match job.kind {
             RenameKind::Whiteout => Some(self.prepare_device(&At {
                 dir: a.dir.clone(),
@@ -238,10 +241,12 @@ impl Union {
         match upper.style {
             Style::Overlay => self.move_over(&a, &b, source, from_below)?,
             Style::Wh => {
-                if from_below {
-                    upper.write_wh(a.fd(), from.name)?;
-                }
-                let moved = self.move_over(&a, &b, source, false);
+                let hidden = if from_below {
+                    upper.write_wh(a.fd(), from.name)
+                } else {
+                    Ok(())
+                };
+                let moved = hidden.and_then(|()| self.move_over(&a, &b, source, false));
                 if let Err(e) = moved {
                     if let Some(mut target) = rest.take() {
                         best_effort("undo", target.publish(&b, 0));
@@ -249,6 +254,9 @@ impl Union {
                     }
                     if from_below {
                         best_effort("undo", upper.clear_wh(a.fd(), from.name));
+                    }
+                    for (dir, before) in &times {
+                        best_effort("undo", restore_times(dir, before));
                     }
                     return Err(e);
                 }
@@ -312,7 +320,7 @@ impl Union {
     fn move_over(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
         let upper = self.upper()?;
         let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
-        let at_target = meta::fstatat(b.fd(), &b.name).ok();
+        let at_target = b.stat_if_there()?;
         let onto_whiteout = at_target
             .is_some_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0);
         if onto_whiteout && source.is_dir() {
@@ -332,7 +340,8 @@ impl Union {
         // A file system without RENAME_WHITEOUT: a whiteout at the new name changes places.
         if at_target.is_none() {
             name::mknodat(b.fd(), &b.name, libc::S_IFCHR, 0).op("make whiteout")?;
-            return rename(libc::RENAME_EXCHANGE).op("rename");
+            let undo = |_: &std::io::Error| best_effort("undo", name::unlinkat(b.fd(), &b.name));
+            return rename(libc::RENAME_EXCHANGE).inspect_err(undo).op("rename");
         }
         let mut whiteout = upper.prepare_whiteout()?;
         rename(libc::RENAME_EXCHANGE).op("rename")?;
@@ -341,7 +350,8 @@ impl Union {
         } else {
             0
         };
-        whiteout.publish(a, flags)
+        let undo = |_: &Error| best_effort("undo", rename(libc::RENAME_EXCHANGE));
+        whiteout.publish(a, flags).inspect_err(undo)
     }
 
     /// Takes a move back, to where nothing else stands.
@@ -384,6 +394,16 @@ impl Union {
         meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
         Ok(temp)
     }
+}
+
+/// The directory that a place is in, with its times.
+fn times_around(at: &At) -> Result<(At, Stat)> {
+    let dir = At {
+        dir: at.dir.clone(),
+        name: Vec::new(),
+    };
+    let stat = dir.stat()?;
+    Ok((dir, stat))
 }
 
 /// EINVAL if the directory would come to stand in itself.

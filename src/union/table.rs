@@ -4,6 +4,7 @@
 //! its parents, an open handle its node.
 
 use std::collections::HashMap;
+use std::ops::Deref;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -33,6 +34,36 @@ struct Entry {
     lookups: u64,
 }
 
+/// A node that a request uses, and that it may be the first to know. Afterwards the table lets go of it,
+/// unless somebody needs it: a request that fails leaves no node behind.
+#[derive(Debug)]
+pub struct Used<'a> {
+    // Dropped first, so that it is not in the way of what comes after.
+    node: Arc<Node>,
+    #[allow(dead_code, reason = "held for its drop")]
+    after: Reap<'a>,
+}
+
+#[derive(Debug)]
+struct Reap<'a> {
+    table: &'a Table,
+    ino: Ino,
+}
+
+impl Deref for Used<'_> {
+    type Target = Arc<Node>;
+
+    fn deref(&self) -> &Arc<Node> {
+        &self.node
+    }
+}
+
+impl Drop for Reap<'_> {
+    fn drop(&mut self) {
+        self.table.reap(self.ino);
+    }
+}
+
 impl Table {
     pub fn new(root: Node) -> Table {
         let table = Table {
@@ -49,8 +80,8 @@ impl Table {
         table
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the modulus is below the length")]
     fn shard(&self, ino: Ino) -> &Mutex<Shard> {
-        // The modulus is below the length, by construction.
         &self.shards[(ino % SHARDS) as usize]
     }
 
@@ -77,6 +108,15 @@ impl Table {
             lookups: 0,
         });
         entry.node.clone()
+    }
+
+    /// The node for the time of a request.
+    pub fn used(&self, node: Arc<Node>) -> Used<'_> {
+        let ino = node.ino;
+        Used {
+            node,
+            after: Reap { table: self, ino },
+        }
     }
 
     /// Counts a lookup.

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -64,6 +65,8 @@ pub struct Upper {
     kept: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
     /// The numbers of copied-up objects where no attribute can keep them: by upper inode number.
     remembered: Mutex<HashMap<u64, Ino>>,
+    /// Tells the temporaries of this union from those of others, and from each other.
+    begun: u128,
     temp: AtomicU64,
 }
 
@@ -84,7 +87,7 @@ impl Upper {
                 .op("lock")
                 .map_err(|e| e.at(path))?;
         }
-        if meta::fstatat(base.as_fd(), VOLATILE).is_ok() {
+        if holds(&base, VOLATILE)? {
             let why = "upper was not synced when its last mount was cut off; discard it";
             return Err(Error::new(libc::EINVAL, why).at(&spec.upper));
         }
@@ -121,12 +124,16 @@ impl Upper {
             gid: nix::unistd::getegid().as_raw(),
             kept: Mutex::new(LruCache::new(size)),
             remembered: Mutex::default(),
+            begun: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_nanos()),
             temp: AtomicU64::new(0),
         };
         upper.wh_is_mark = upper.settle_dialect(config.portable_upper)?;
         if upper.space == Space::None {
             upper.remember_index()?;
         }
+        upper.sweep_index()?;
         Ok(upper)
     }
 
@@ -150,7 +157,7 @@ impl Upper {
 
     /// Whether this upper has not got the attributes of the root below it yet.
     pub fn adopts_root(&self) -> Result<bool> {
-        Ok(meta::fstatat(self.base.as_fd(), ADOPTED).is_err() && self.is_empty()?)
+        Ok(!holds(&self.base, ADOPTED)? && self.is_empty()?)
     }
 
     /// The root has its attributes; from now on they are the users'.
@@ -230,9 +237,10 @@ impl Upper {
         }
     }
 
-    /// A new name for the work directory.
+    /// A new name for the work directory; none has it ever again.
     pub fn temp_name(&self) -> Vec<u8> {
-        format!("#{:x}", self.temp.fetch_add(1, Ordering::Relaxed)).into_bytes()
+        let n = self.temp.fetch_add(1, Ordering::Relaxed);
+        format!("#{:x}.{n:x}", self.begun).into_bytes()
     }
 
     pub fn work_fd(&self) -> BorrowedFd<'_> {
@@ -297,6 +305,20 @@ impl Upper {
         Ok(())
     }
 
+    /// Removes what a crash has left in the index after the last name of a file had gone.
+    fn sweep_index(&self) -> Result<()> {
+        for name in work::names(self.index.as_fd())? {
+            let at = At {
+                dir: self.index.clone(),
+                name,
+            };
+            if at.stat()?.st_nlink == 1 && self.marks(&at)?.nlink.is_some_and(|n| n < 0) {
+                best_effort("sweep index", name::unlinkat(at.fd(), &at.name));
+            }
+        }
+        Ok(())
+    }
+
     /// Lets go of the number, as the inode is about to be free again.
     pub fn unremember(&self, upper_ino: u64) {
         self.remembered.lock().remove(&upper_ino);
@@ -347,6 +369,14 @@ fn abilities(base: &OwnedFd, work: &OwnedFd) -> Result<Probe> {
     file::pwrite(note.as_fd(), text.as_bytes(), 0).op("note abilities")?;
     file::ftruncate(note.as_fd(), text.len() as u64).op("note abilities")?;
     Ok(probe)
+}
+
+/// Whether the note is there. An error says neither.
+fn holds(base: &OwnedFd, note: &[u8]) -> Result<bool> {
+    match meta::fstatat(base.as_fd(), note) {
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        other => other.op("look for a note").map(|_| true),
+    }
 }
 
 fn open_dir(path: &Path, op: &'static str) -> Result<OwnedFd> {

@@ -1,13 +1,14 @@
 //! The work directory: temporaries that become upper objects by one rename, and what they leave.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use super::api::Kind;
 use super::copy_up::restore_times;
 use super::marks::{self, Mark, Marks, Space};
 use super::place::At;
 use super::upper::{Style, Upper};
-use crate::error::{Context, Result, best_effort};
+use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect;
 use crate::sys::{dirent, file, meta, name, xattr};
 
@@ -86,28 +87,8 @@ impl Upper {
     }
 
     /// Does it once more with the owner's rights on these objects, if it failed for want of them.
-    pub fn with_rights<T>(&self, on: &[&At], mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-        let first = attempt();
-        match &first {
-            Err(e) if e.errno() == libc::EACCES && !self.privileged() => {}
-            _ => return first,
-        }
-        let mut lifted: Vec<(OwnedFd, u32)> = Vec::new();
-        for at in on {
-            let fd = at.open(libc::O_PATH)?;
-            let stat = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
-            let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-            let mode = stat.st_mode & 0o7777;
-            let rights = if is_dir { 0o700 } else { 0o600 };
-            if mode & rights != rights && meta::fchmodat(fd.as_fd(), b"", mode | rights).is_ok() {
-                lifted.push((fd, mode));
-            }
-        }
-        let second = attempt();
-        for (fd, mode) in lifted {
-            best_effort("put the mode back", meta::fchmodat(fd.as_fd(), b"", mode));
-        }
-        second
+    pub fn with_rights<T>(&self, on: &[&At], attempt: impl FnMut() -> Result<T>) -> Result<T> {
+        with_rights(self.privileged(), on, attempt)
     }
 
     /// A whiteout in the work directory.
@@ -158,6 +139,34 @@ impl Upper {
     }
 }
 
+fn with_rights<T>(
+    privileged: bool,
+    on: &[&At],
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let first = attempt();
+    match &first {
+        Err(e) if e.errno() == libc::EACCES && !privileged => {}
+        _ => return first,
+    }
+    let mut lifted: Vec<(OwnedFd, u32)> = Vec::new();
+    for at in on {
+        let fd = at.open(libc::O_PATH)?;
+        let stat = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
+        let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+        let mode = stat.st_mode & 0o7777;
+        let rights = if is_dir { 0o700 } else { 0o600 };
+        if mode & rights != rights && meta::fchmodat(fd.as_fd(), b"", mode | rights).is_ok() {
+            lifted.push((fd, mode));
+        }
+    }
+    let second = attempt();
+    for (fd, mode) in lifted {
+        best_effort("put the mode back", meta::fchmodat(fd.as_fd(), b"", mode));
+    }
+    second
+}
+
 /// What the upper's file system can hold.
 #[derive(Debug)]
 pub struct Probe {
@@ -202,7 +211,13 @@ impl Probe {
 
 /// Tries it out in the work directory. A full disk says nothing of what the file system can do.
 pub fn probe(work: &OwnedFd) -> Result<Probe> {
-    let dir = work.as_fd();
+    let found = try_out(work.as_fd());
+    // What was made before a failure may take the last room there is.
+    clean(work.as_fd())?;
+    found
+}
+
+fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
     file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
         .op("write to work directory")?;
     let mut space = Space::None;
@@ -230,7 +245,6 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
         libc::S_IFCHR,
         libc::makedev(1, 3),
     ))?;
-    clean(dir)?;
     Ok(Probe {
         whiteout,
         devices,
@@ -244,7 +258,7 @@ fn can(result: std::io::Result<()>) -> Result<bool> {
         Err(e)
             if matches!(
                 e.raw_os_error(),
-                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO)
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO | libc::EINTR | libc::ENOMEM)
             ) =>
         {
             Err(e).op("write to work directory")
@@ -253,11 +267,22 @@ fn can(result: std::io::Result<()>) -> Result<bool> {
     }
 }
 
-/// The directory, made if it is missing and emptied if it is not.
+/// The directory of temporaries, made if it is missing and emptied if it is not.
 pub fn fresh(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
-    let fd = kept(base, name)?;
-    clean(fd.as_fd())?;
-    Ok(fd)
+    let fd = Arc::new(kept(base, name)?);
+    let privileged = nix::unistd::geteuid().is_root();
+    for name in names(fd.as_fd())? {
+        let at = At {
+            dir: fd.clone(),
+            name,
+        };
+        let stat = at.stat()?;
+        if stat.st_mode & libc::S_IFMT != libc::S_IFDIR && stat.st_nlink > 1 {
+            with_rights(privileged, &[&at], || marks::discount(&at))?;
+        }
+        remove(at.fd(), &at.name)?;
+    }
+    Arc::try_unwrap(fd).map_err(|_| Error::new(libc::EIO, "work directory in use"))
 }
 
 /// The directory, made if it is missing.
@@ -272,26 +297,33 @@ pub fn kept(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
 
 /// Removes everything in a directory.
 pub fn clean(dir: BorrowedFd<'_>) -> Result<()> {
-    let open = file::openat(dir, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0).op("open")?;
-    let mut names: Vec<Vec<u8>> = Vec::new();
-    dirent::read_dir(open.as_fd(), |name, _, _| names.push(name.to_vec())).op("read directory")?;
-    for name in names {
+    for name in names(dir)? {
         remove(dir, &name)?;
     }
     Ok(())
 }
 
+/// The names in a directory.
+pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
+    let open = file::openat(dir, b".", libc::O_RDONLY | libc::O_DIRECTORY, 0).op("open")?;
+    let mut names = Vec::new();
+    dirent::read_dir(open.as_fd(), |name, _, _| names.push(name.to_vec())).op("read directory")?;
+    Ok(names)
+}
+
 /// Removes a name and all below it.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     let is = |e: &std::io::Error, code| e.raw_os_error() == Some(code);
-    match name::unlinkat(dir, name) {
+    // Which of the two a directory gets differs between systems.
+    let refused = match name::unlinkat(dir, name) {
         Ok(()) => return Ok(()),
         Err(e) if is(&e, libc::ENOENT) => return Ok(()),
-        Err(e) if is(&e, libc::EISDIR) || is(&e, libc::EPERM) => {}
+        Err(e) if is(&e, libc::EISDIR) || is(&e, libc::EPERM) => e,
         Err(e) => return Err(e).op("remove"),
-    }
+    };
     match name::rmdirat(dir, name) {
         Ok(()) => return Ok(()),
+        Err(e) if is(&e, libc::ENOTDIR) => return Err(refused).op("remove"),
         Err(e) if is(&e, libc::ENOTEMPTY) || is(&e, libc::EEXIST) => {}
         Err(e) => return Err(e).op("remove directory"),
     }

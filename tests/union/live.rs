@@ -1,12 +1,14 @@
 //! After an operation has failed, the union shows what is on the disk: the next mount sees the same.
 //! Else a name that users do not see is in the way of what they try next.
 
+use cvmfs_union::sys::fault;
 use cvmfs_union::union::api::RenameKind;
+use nix::errno::Errno;
 
 use super::{nothing, sample};
 use crate::support::faults::{Case, Live};
 use crate::support::fs::Res;
-use crate::support::{Fs, Merged};
+use crate::support::{Fs, Merged, Stack};
 
 fn live(act: &dyn Fn(&Merged) -> Res<()>) {
     live_after(&nothing, act);
@@ -83,4 +85,21 @@ fn a_failed_change_of_attributes() {
     live(&|m| m.chmod("dir/file", 0o600));
     live(&|m| m.setxattr("dir/sub", "user.b", b"x", 0));
     live(&|m| m.truncate("dir/file", 3));
+}
+
+/// The kernel takes fewer bytes than it asked for as the end of the file.
+#[test]
+fn a_read_that_fails_later_is_no_short_read() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let fh = merged.open("plain", libc::O_RDONLY).unwrap();
+    let whole = merged.pread(fh, 0, 100).unwrap();
+    assert!(!whole.is_empty() && whole.len() < 100);
+    // The first call gives all there is, the second looks for more.
+    fault::fail_nth(2, libc::EIO);
+    assert_eq!(merged.pread(fh, 0, 100), Err(Errno::EIO));
+    assert!(!fault::disarm());
+    assert_eq!(merged.pread(fh, 0, 100), Ok(whole));
+    merged.close(fh);
 }

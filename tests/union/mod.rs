@@ -7,6 +7,7 @@ mod dialect;
 mod link;
 mod live;
 mod lookup;
+mod marks;
 mod readdir;
 mod remove;
 mod rename;

@@ -1,0 +1,619 @@
+//! The daemon is killed at random moments under load. The next mount at the same place recovers by
+//! itself, and every object is as it was before or after the call that was cut off; what had returned
+//! before that is there.
+//!
+//! `CVMFS_UNION_KILLS` (300) kills over all styles; `CVMFS_UNION_KILLS_SEED` (1) is the first seed. A
+//! seed makes the layers, the operations and the delays; where a kill strikes is for the machine to say.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use crate::support::script::{Item, Op, Random, Side, all_old, layer, put};
+use crate::support::sys::{self, Errno};
+use crate::support::volume::Volume;
+use crate::support::{
+    Compare, Fixture, Tree, daemon, isolated, now, require_all, run, setting, text,
+};
+
+/// Each works in a directory of its own.
+const WORKERS: usize = 4;
+/// Kills under load before the next stack; more leave little of the lowers.
+const KILLS_OF_A_STACK: usize = 12;
+const LARGE: usize = 1 << 20;
+
+/// How an upper is written, and what follows for what may be seen.
+#[derive(Clone, Copy, Debug)]
+struct Style {
+    name: &'static str,
+    options: &'static [&'static str],
+    /// S62 holds.
+    wh: bool,
+    /// S44 holds.
+    portable: bool,
+    /// S41 and S49 hold.
+    user_namespace: bool,
+}
+
+const OVERLAY: Style = Style {
+    name: "overlay",
+    options: &[],
+    wh: false,
+    portable: false,
+    user_namespace: false,
+};
+
+/// What the kills met, for the report.
+#[derive(Debug, Default)]
+struct Tally {
+    kills: usize,
+    operations: usize,
+    /// Calls that were cut off, by what had become of them.
+    cut: BTreeMap<&'static str, usize>,
+}
+
+/// One thread's part of the tree, with the plain directory that says what must be in it.
+struct Worker {
+    ours: Side,
+    plain: Side,
+    /// Its directory in the upper.
+    upper: PathBuf,
+    random: Random,
+    /// The call under way when the daemon died.
+    cut: Option<Op>,
+    /// Numbers as they were first seen, by what the object is in the plain directory.
+    numbers: HashMap<(u64, SystemTime), u64>,
+    operations: usize,
+    log: VecDeque<String>,
+}
+
+/// Whether a call failed since the daemon is dead. A write that is under way then says EIO.
+fn is_dead(e: Errno, root: &Path) -> bool {
+    match e {
+        Errno::ENOTCONN | Errno::ECONNABORTED => true,
+        Errno::EIO => sys::lstat(root).err() == Some(Errno::ENOTCONN),
+        _ => false,
+    }
+}
+
+impl Worker {
+    fn new(fixture: &Fixture, plain: &Path, name: &str, seed: u64, start: i64) -> Worker {
+        Worker {
+            ours: Side::new(fixture.mnt.join(name), start),
+            plain: Side::new(plain.join(name), start),
+            upper: fixture.upper.join(name),
+            random: Random::new(seed),
+            cut: None,
+            numbers: HashMap::new(),
+            operations: 0,
+            log: VecDeque::new(),
+        }
+    }
+
+    /// Changes things until the daemon is dead.
+    fn work(&mut self, style: Style) {
+        loop {
+            let op = self.next();
+            let answer = self.ours.apply(&op);
+            if let Err(e) = answer
+                && is_dead(e, &self.ours.root)
+            {
+                self.note(&op, "cut off");
+                self.cut = Some(op);
+                return;
+            }
+            if style.portable && answer == Err(Errno::EXDEV) && matches!(op, Op::Rename(..)) {
+                // S44: and nothing has changed.
+                continue;
+            }
+            if let Some((first, rest)) = halves(&op, &answer) {
+                // Of the requests that a write takes the later ones met no daemon.
+                self.note(&op, "cut short");
+                let gone = sys::lstat(&self.ours.root).err();
+                assert_eq!(gone, Some(Errno::ENOTCONN), "{}", self.story());
+                self.plain.apply(&first).unwrap();
+                self.cut = Some(rest);
+                return;
+            }
+            let expected = self.plain.apply(&op);
+            self.note(&op, &format!("{expected:?}"));
+            if style.user_namespace
+                && (&answer, &expected) == (&Err(Errno::EACCES), &Err(Errno::ENXIO))
+            {
+                // S49: no device can be opened.
+                continue;
+            }
+            assert_eq!(answer, expected, "{}", self.story());
+            self.operations += 1;
+            if expected.is_ok()
+                && let Err(e) = self.follow(&op, style)
+            {
+                assert!(is_dead(e, &self.ours.root), "{e}\n{}", self.story());
+                return;
+            }
+        }
+    }
+
+    /// The next operation that changes something by one call on a path.
+    fn next(&mut self) -> Op {
+        loop {
+            return match Op::random(&mut self.random) {
+                Op::Rename(from, to, 0) if self.random.chance(10) => {
+                    Op::Rename(from, to, libc::RENAME_WHITEOUT)
+                }
+                Op::Write(path, offset, data) if self.random.chance(20) => Op::Write(
+                    path,
+                    offset,
+                    vec![data.first().copied().unwrap_or(1); LARGE / 2],
+                ),
+                op if paths(&op).is_empty() => continue,
+                // Mostly what can be done.
+                op if !self.within_reach(&op) && self.random.chance(90) => continue,
+                op => op,
+            };
+        }
+    }
+
+    /// Whether the directories are there that it works in.
+    fn within_reach(&self, op: &Op) -> bool {
+        paths(op).iter().all(|path| {
+            let parent = Path::new(path).parent().unwrap_or(Path::new(""));
+            self.plain.root.join(parent).is_dir()
+        })
+    }
+
+    /// After a call that has returned: numbers are noted, some data are synced.
+    fn follow(&mut self, op: &Op, style: Style) -> sys::Result<()> {
+        if let Op::Write(path, ..) | Op::Append(path, _) = op
+            && self.random.chance(20)
+            && let Ok(fd) = sys::open(
+                self.ours.root.join(path),
+                libc::O_RDONLY | libc::O_NONBLOCK,
+                0,
+            )
+        {
+            sys::fsync(&fd)?;
+        }
+        for path in paths(op) {
+            let stat = match sys::lstat(self.ours.root.join(path)) {
+                Err(Errno::ENOENT | Errno::ENOTDIR) => continue,
+                other => other?,
+            };
+            self.check_number(path.as_bytes(), stat.st_mode, stat.st_ino, style);
+        }
+        Ok(())
+    }
+
+    /// S4: an object has one number for ever.
+    fn check_number(&mut self, path: &[u8], mode: u32, ino: u64, style: Style) {
+        let there = self.plain.root.join(text(path));
+        let meta = std::fs::symlink_metadata(&there).unwrap();
+        let object = (meta.ino(), meta.created().unwrap());
+        let kind = mode & libc::S_IFMT;
+        if style.user_namespace && kind != libc::S_IFREG && kind != libc::S_IFDIR {
+            // S41: it may be another one in the next mount.
+            return;
+        }
+        let known = *self.numbers.entry(object).or_insert(ino);
+        assert_eq!(ino, known, "number of {}\n{}", text(path), self.story());
+    }
+
+    /// Compares with the plain directory, in which the call that was cut off comes to pass as far as
+    /// it did in ours.
+    fn verify(&mut self, style: Style, tally: &mut Tally) -> Tree {
+        let found = Tree::read(&self.ours.root);
+        let how = Compare {
+            now: self.plain.start,
+            dir_nlink: true,
+            ino: false,
+            dir_size: false,
+        };
+        let cut = self.cut.take();
+        let mut stages = self.stages(cut.as_ref(), &found, style).into_iter();
+        let mut reached = "not done";
+        let mut said = Vec::new();
+        while let Some(difference) = Tree::read(&self.plain.root).difference(&found, how) {
+            said.push(format!("{reached}: {difference}"));
+            let next = stages.next().filter(|(_, op)| self.plain.apply(op).is_ok());
+            let Some((name, _)) = next else {
+                panic!("{}\n{cut:?} was cut off\n{}", said.join("\n"), self.story());
+            };
+            reached = name;
+        }
+        if cut.is_some() {
+            *tally.cut.entry(reached).or_default() += 1;
+        }
+        for (path, node) in &found.0 {
+            self.check_number(path, node.mode, node.ino, style);
+        }
+        found
+    }
+
+    /// The states that a call passes through, after that before it: what leads to each from the last.
+    fn stages(&self, cut: Option<&Op>, found: &Tree, style: Style) -> Vec<(&'static str, Op)> {
+        const DONE: &str = "done";
+        let Some(op) = cut else { return Vec::new() };
+        let there = |path: &str| sys::lstat(self.plain.root.join(path)).ok();
+        let is_dir =
+            |path: &str| there(path).is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR);
+        // How much of the data a kill let through: a write stops at any page.
+        let arrived = |path: &String, offset: i64, data: &[u8]| {
+            let content = found
+                .0
+                .get(path.as_bytes())
+                .map(|node| node.content.as_slice());
+            let begin = usize::try_from(offset).unwrap();
+            let written = content
+                .and_then(|content| content.get(begin..))
+                .unwrap_or_default();
+            written.iter().zip(data).take_while(|(a, b)| a == b).count()
+        };
+        let touch = |path: &String| Op::Utimens(path.clone(), (now(), 0));
+        let mut stages = Vec::new();
+        if let Op::Write(path, ..)
+        | Op::Append(path, _)
+        | Op::Truncate(path, _)
+        | Op::OpenTruncate(path) = op
+            && let Some(stat) = there(path)
+            && self.is_metadata_copy(path, style)
+        {
+            let stripped = stat.st_mode & 0o7777 & !(libc::S_ISUID | libc::S_ISGID);
+            stages.push(("S61", touch(path)));
+            if style.user_namespace {
+                stages.push(("S61", Op::Chmod(path.clone(), stripped)));
+                let times = (stat.st_mtime, stat.st_mtime_nsec);
+                stages.push(("S61", Op::Utimens(path.clone(), times)));
+            }
+        }
+        stages.extend(match op {
+            Op::Write(path, offset, data) => {
+                let part = data[..arrived(path, *offset, data)].to_vec();
+                vec![
+                    ("in part", touch(path)),
+                    ("in part", Op::Write(path.clone(), *offset, part)),
+                    (DONE, op.clone()),
+                ]
+            }
+            Op::Append(path, data) => {
+                let size = there(path).map_or(0, |stat| stat.st_size);
+                let part = arrived(path, size, data);
+                let first = match there(path) {
+                    None => ("created", Op::Create(path.clone(), 0o644)),
+                    Some(_) => ("in part", touch(path)),
+                };
+                vec![
+                    first,
+                    ("in part", Op::Append(path.clone(), data[..part].to_vec())),
+                    (DONE, Op::Append(path.clone(), data[part..].to_vec())),
+                ]
+            }
+            Op::Rename(from, to, libc::RENAME_WHITEOUT) => vec![
+                ("S65", Op::Rename(from.clone(), to.clone(), 0)),
+                (DONE, Op::Mknod(from.clone(), libc::S_IFCHR, 0)),
+            ],
+            Op::Rename(from, to, 0) if style.wh && from != to && is_dir(from) && is_dir(to) => {
+                vec![("S62", Op::Rmdir(to.clone())), (DONE, op.clone())]
+            }
+            _ => vec![(DONE, op.clone())],
+        });
+        stages
+    }
+
+    /// Whether the upper holds a file without its data.
+    fn is_metadata_copy(&self, path: &str, style: Style) -> bool {
+        let escaped = |name: &str| match name.strip_prefix(".wh.") {
+            Some(rest) if style.wh || style.portable => format!(".wh..wh.u.{rest}"),
+            _ => name.to_owned(),
+        };
+        let stored: PathBuf = path.split('/').map(escaped).collect();
+        let space = if style.user_namespace {
+            "user"
+        } else {
+            "trusted"
+        };
+        sys::getxattr(self.upper.join(stored), format!("{space}.overlay.metacopy")).is_ok()
+    }
+
+    fn note(&mut self, op: &Op, answer: &str) {
+        let op: String = format!("{op:?}").chars().take(120).collect();
+        self.log.push_back(format!("{op} = {answer}"));
+        if self.log.len() > 30 {
+            self.log.pop_front();
+        }
+    }
+
+    fn story(&self) -> String {
+        let last: Vec<_> = self.log.iter().map(String::as_str).collect();
+        format!(
+            "in {}, after\n{}",
+            self.ours.root.display(),
+            last.join("\n")
+        )
+    }
+}
+
+/// What a write has written and what not, if it said that it wrote less than all.
+fn halves(op: &Op, answer: &sys::Result<String>) -> Option<(Op, Op)> {
+    let written: usize = answer.as_ref().ok()?.parse().ok()?;
+    match op {
+        Op::Write(path, offset, data) if written < data.len() => {
+            let (first, rest) = data.split_at(written);
+            let end = offset + i64::try_from(written).unwrap();
+            Some((
+                Op::Write(path.clone(), *offset, first.to_vec()),
+                Op::Write(path.clone(), end, rest.to_vec()),
+            ))
+        }
+        Op::Append(path, data) if written < data.len() => {
+            let (first, rest) = data.split_at(written);
+            Some((
+                Op::Append(path.clone(), first.to_vec()),
+                Op::Append(path.clone(), rest.to_vec()),
+            ))
+        }
+        _ => None,
+    }
+}
+
+/// The paths that a change is about; none for what changes nothing, or goes by an open file.
+fn paths(op: &Op) -> Vec<&String> {
+    match op {
+        Op::Create(path, _)
+        | Op::Write(path, ..)
+        | Op::Append(path, _)
+        | Op::OpenTruncate(path)
+        | Op::Truncate(path, _)
+        | Op::Unlink(path)
+        | Op::Mkdir(path, _)
+        | Op::Rmdir(path)
+        | Op::Symlink(_, path)
+        | Op::Mknod(path, ..)
+        | Op::Chmod(path, _)
+        | Op::Chown(path, ..)
+        | Op::Utimens(path, _)
+        | Op::SetXattr(path, ..)
+        | Op::RemoveXattr(path, _) => vec![path],
+        Op::Rename(from, to, _) | Op::Link(from, to) => vec![from, to],
+        _ => Vec::new(),
+    }
+}
+
+/// A mounted stack with its workers.
+struct Stack {
+    fixture: Fixture,
+    workers: Vec<Worker>,
+    style: Style,
+    random: Random,
+    // Unmounted last.
+    _volume: Option<Volume>,
+}
+
+impl Stack {
+    fn new(style: Style, seed: u64) -> Stack {
+        let mut fixture = Fixture::new(&format!("kills-{}-{seed}", style.name));
+        fixture.options = style.options.iter().map(|o| (*o).to_owned()).collect();
+        // Without a disk to wait for, a kill meets other steps.
+        let volume =
+            (seed.is_multiple_of(2) && !style.user_namespace).then(|| Volume::new("tmpfs"));
+        if let Some(volume) = &volume {
+            (fixture.upper, fixture.work) = (volume.dir("upper"), volume.dir("work"));
+        }
+        let plain = fixture.scratch().join("plain");
+        let mut random = Random::new(seed);
+        let names: Vec<_> = (0..WORKERS).map(|i| format!("w{i}")).collect();
+        isolated(|| {
+            sys::mkdir(&plain, 0o755).unwrap();
+            let count = 2 + random.below(2);
+            let dirs: Vec<_> = (0..count).map(|_| fixture.lower()).collect();
+            for name in &names {
+                sys::mkdir(plain.join(name), 0o755).unwrap();
+                for (i, dir) in dirs.iter().enumerate().rev() {
+                    sys::mkdir(dir.join(name), 0o755).unwrap();
+                    for item in layer(&mut random, i == 0, i + 1 == count) {
+                        let item = enlarge(item, &mut random);
+                        put(&dir.join(name), &item, false);
+                        put(&plain.join(name), &item, true);
+                    }
+                }
+            }
+            dirs.iter().for_each(|dir| all_old(dir));
+            all_old(&plain);
+        });
+        let start = now() - 1;
+        let workers = names.iter().zip(1..);
+        let workers =
+            workers.map(|(name, i)| Worker::new(&fixture, &plain, name, seed * 1000 + i, start));
+        Stack {
+            workers: workers.collect(),
+            fixture,
+            style,
+            random,
+            _volume: volume,
+        }
+    }
+
+    /// Until the next kill: now and then at once, mostly after a while.
+    fn delay(&mut self) -> Duration {
+        let limit = self
+            .random
+            .pick(&[2_000, 30_000, 150_000, 300_000, 600_000]);
+        Duration::from_micros(self.random.below(limit) as u64)
+    }
+
+    /// The workers work until the daemon is killed.
+    fn kill_under_load(&mut self) {
+        let (style, delay, mnt) = (self.style, self.delay(), self.fixture.mnt.clone());
+        std::thread::scope(|scope| {
+            for worker in &mut self.workers {
+                scope.spawn(move || isolated(|| worker.work(style)));
+            }
+            std::thread::sleep(delay);
+            daemon::kill(&mnt);
+        });
+    }
+
+    /// Kills a daemon that is about to mount, or has just done so.
+    fn kill_at_start(&mut self) {
+        let mut child = self
+            .fixture
+            .mount_command()
+            .arg("--foreground")
+            .arg(&self.fixture.mnt)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        std::thread::sleep(Duration::from_micros(self.random.below(25_000) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Kills a daemon that was asked to end.
+    fn kill_at_end(&mut self) {
+        self.fixture.mount();
+        let pid = daemon::of(&self.fixture.mnt);
+        daemon::signal(pid, libc::SIGTERM);
+        std::thread::sleep(Duration::from_micros(self.random.below(3_000) as u64));
+        // It may be gone.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        daemon::wait_for_end(pid);
+    }
+
+    fn kill(&mut self, tally: &mut Tally) {
+        self.kill_under_load();
+        tally.kills += 1;
+        while self.random.chance(25) {
+            if self.random.chance(70) {
+                self.kill_at_start();
+            } else {
+                self.kill_at_end();
+            }
+            tally.kills += 1;
+        }
+    }
+
+    /// Mounts again and looks at everything.
+    fn verify(&mut self, tally: &mut Tally) {
+        self.fixture.mount();
+        let names: Vec<_> = (0..WORKERS).map(|i| format!("w{i}")).collect();
+        assert_eq!(sys::names(&self.fixture.mnt).unwrap(), names);
+        let mut numbers = Vec::new();
+        for worker in &mut self.workers {
+            let tree = worker.verify(self.style, tally);
+            numbers.extend(tree.0.values().map(|node| node.ino));
+        }
+        let work = &self.fixture.work;
+        assert_eq!(
+            sys::names(work.join("work")).unwrap(),
+            [""; 0],
+            "left in the work directory"
+        );
+        let known = ["abilities", "adopted", "index", "work"];
+        assert_eq!(sys::names(work).unwrap(), known);
+        for entry in sys::names(work.join("index")).unwrap() {
+            let ino = u64::from_str_radix(&entry, 16).unwrap();
+            assert!(numbers.contains(&ino), "{entry} is left in the index");
+        }
+        let upper = Tree::read(&self.fixture.upper);
+        let temporary = |path: &&Vec<u8>| path.contains(&b'#');
+        let left: Vec<_> = upper.0.keys().filter(temporary).map(|p| text(p)).collect();
+        assert_eq!(left, [""; 0], "temporaries in the upper");
+    }
+}
+
+/// Some files are large, so that a kill meets their copying.
+fn enlarge(item: Item, random: &mut Random) -> Item {
+    match item {
+        Item::File(path, content, mode) if content.len() > 5000 && random.chance(50) => {
+            Item::File(path, vec![b'L'; LARGE], mode)
+        }
+        other => other,
+    }
+}
+
+/// Kills as many daemons as this style's share of all.
+fn campaign(style: Style, share: u64) {
+    let kills = setting("CVMFS_UNION_KILLS", 300) * share / 100;
+    let first = setting("CVMFS_UNION_KILLS_SEED", 1);
+    let mut tally = Tally::default();
+    for seed in first.. {
+        if tally.kills as u64 >= kills {
+            break;
+        }
+        eprintln!("{}: seed {seed}", style.name);
+        let mut stack = Stack::new(style, seed);
+        stack.verify(&mut tally);
+        for _ in 0..KILLS_OF_A_STACK {
+            stack.kill(&mut tally);
+            stack.verify(&mut tally);
+        }
+        tally.operations += stack.workers.iter().map(|w| w.operations).sum::<usize>();
+    }
+    eprintln!("{}: {tally:?}", style.name);
+}
+
+#[test]
+fn overlay_style() {
+    if require_all(&["root", "fuse"]) {
+        campaign(OVERLAY, 40);
+    }
+}
+
+#[test]
+fn wh_style() {
+    if require_all(&["root", "fuse"]) {
+        let style = Style {
+            name: "wh",
+            options: &["--whiteouts", "wh"],
+            wh: true,
+            ..OVERLAY
+        };
+        campaign(style, 30);
+    }
+}
+
+#[test]
+fn portable_upper() {
+    if require_all(&["root", "fuse"]) {
+        let style = Style {
+            name: "portable",
+            options: &["--portable-upper"],
+            portable: true,
+            ..OVERLAY
+        };
+        campaign(style, 15);
+    }
+}
+
+/// Runs [`inside_user_namespace`] where the caller is root of a user namespace only.
+#[test]
+fn user_namespace() {
+    if !require_all(&["fuse", "userns"]) {
+        return;
+    }
+    let program: PathBuf = std::env::current_exe().unwrap();
+    let output = run(Command::new("unshare").arg("-Urm").arg(program).args([
+        "--exact",
+        "--ignored",
+        "--nocapture",
+        "kills::inside_user_namespace",
+    ]));
+    let said = format!("{}{}", text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
+    eprintln!("{said}");
+}
+
+#[test]
+#[ignore = "run by user_namespace"]
+fn inside_user_namespace() {
+    let style = Style {
+        name: "userns",
+        user_namespace: true,
+        ..OVERLAY
+    };
+    campaign(style, 15);
+}

@@ -1,0 +1,79 @@
+//! The process behind a mount, and its death.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use super::sys::{self, Errno};
+use super::{Fixture, run, text};
+
+/// How long what must happen may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The process that serves a mountpoint.
+pub fn of(mnt: &Path) -> i32 {
+    with_argument(mnt)
+}
+
+/// The process of ours that mounts, or serves what is mounted, with this path among its arguments.
+pub fn with_argument(path: &Path) -> i32 {
+    for entry in fs::read_dir("/proc").unwrap() {
+        let entry = entry.unwrap();
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
+        let args: Vec<_> = line.split('\0').collect();
+        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == path) {
+            return pid;
+        }
+    }
+    panic!("no process serves {}", path.display());
+}
+
+pub fn signal(pid: i32, signal: i32) {
+    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "signal {signal}");
+}
+
+/// Waits until it is so.
+pub fn wait(otherwise: &str, mut so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !so() {
+        assert!(Instant::now() < deadline, "{otherwise}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Waits for the end of a process that is not our child.
+pub fn wait_for_end(pid: i32) {
+    wait("the daemon does not end", || unsafe {
+        libc::kill(pid, 0) != 0
+    });
+}
+
+/// Kills the daemon of a mount, and waits until the mount is dead.
+pub fn kill(mnt: &Path) {
+    let pid = of(mnt);
+    signal(pid, libc::SIGKILL);
+    wait("the mount outlives its daemon", || {
+        sys::lstat(mnt).err() == Some(Errno::ENOTCONN)
+    });
+}
+
+/// Starts the program with the descriptor inherited, and lets go of it here.
+pub fn serve(fixture: &Fixture, device: OwnedFd) -> Output {
+    let fd = device.as_raw_fd();
+    let mut command = fixture.mount_command();
+    command.arg(format!("/dev/fd/{fd}"));
+    // Cleared in the child only, so that no other test's child inherits the descriptor too.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    run(&mut command)
+}

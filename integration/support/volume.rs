@@ -1,0 +1,89 @@
+//! File systems of a test's own: in memory, or in a file on a loop device.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Mounted, Scratch, run, text};
+
+/// Enough for each mkfs; the image is sparse.
+const IMAGE_SIZE: u64 = 512 << 20;
+
+/// A file system of its own, mounted for the upper.
+pub struct Volume {
+    // Unmounted first, removed then.
+    _mounted: Mounted,
+    scratch: Scratch,
+}
+
+impl Volume {
+    pub fn new(kind: &str) -> Volume {
+        Self::with(kind, IMAGE_SIZE, &[], "")
+    }
+
+    /// One that is soon full: of so many bytes and inodes.
+    pub fn small(kind: &str, size: u64, inodes: u64) -> Volume {
+        match kind {
+            "tmpfs" => Self::with(kind, 0, &[], &format!("size={size},nr_inodes={inodes}")),
+            _ => {
+                let inodes = inodes.to_string();
+                Self::with(kind, size, &["-m", "0", "-b", "1024", "-N", &inodes], "")
+            }
+        }
+    }
+
+    fn with(kind: &str, size: u64, mkfs: &[&str], options: &str) -> Volume {
+        let scratch = Scratch::new(kind);
+        let dir = scratch.dir("mnt");
+        let mut mount = Command::new("mount");
+        if matches!(kind, "tmpfs" | "ramfs") {
+            mount.args(["-t", kind, kind]);
+            if !options.is_empty() {
+                mount.args(["-o", options]);
+            }
+        } else {
+            let image = scratch.path().join("image");
+            fs::File::create(&image).unwrap().set_len(size).unwrap();
+            succeed(
+                Command::new(format!("mkfs.{kind}"))
+                    .arg("-q")
+                    .args(mkfs)
+                    .arg(&image),
+            );
+            mount.args(["-o", "loop"]).arg(&image);
+        }
+        succeed(mount.arg(&dir));
+        Volume {
+            _mounted: Mounted(dir),
+            scratch,
+        }
+    }
+
+    pub fn path(&self) -> PathBuf {
+        self.scratch.path().join("mnt")
+    }
+
+    pub fn dir(&self, name: &str) -> PathBuf {
+        self.scratch.dir(&format!("mnt/{name}"))
+    }
+
+    /// A part of a btrfs that may hold so many bytes.
+    pub fn limited(&self, name: &str, bytes: u64) -> PathBuf {
+        let dir = self.path().join(name);
+        let btrfs =
+            |args: &[&str], path: &Path| succeed(Command::new("btrfs").args(args).arg(path));
+        btrfs(&["quota", "enable"], &self.path());
+        btrfs(&["subvolume", "create"], &dir);
+        btrfs(&["qgroup", "limit", &bytes.to_string()], &dir);
+        dir
+    }
+}
+
+pub fn succeed(command: &mut Command) {
+    let output = run(command);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        text(&output.stderr)
+    );
+}
