@@ -26,9 +26,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use self::attributes::*;
 use self::data::*;
 use self::directories::*;
@@ -37,10 +34,9 @@ use self::names::*;
 use self::removed::*;
 use self::trees::*;
 use crate::conformance;
-use crate::support::daemon;
 use crate::support::process::{Ended, answer, in_a_process, input, message};
 use crate::support::script::all_old;
-use crate::support::{Fixture, Scratch, System, isolated, require, require_all, sys};
+use crate::support::{Fixture, Scratch, System, daemon, isolated, require, require_all, sys};
 
 /// A case has so long, on a loaded machine too. Most take a tenth of a second.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -251,12 +247,12 @@ fn what_hangs_is_given_up() {
     let ended = in_a_process("rivals::hangs", &words, &[], Duration::from_secs(3));
     assert!(matches!(ended, Ended::TimedOut), "{ended:?}");
     let note = std::fs::read_to_string(note).unwrap();
-    let (daemon, mnt) = note.split_once(' ').unwrap();
+    let (pid, mnt) = note.split_once(' ').unwrap();
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(mnt), "{mnt} is mounted");
     // What is left until somebody waits for it has no arguments.
-    let arguments = std::fs::read(format!("/proc/{daemon}/cmdline"));
-    assert!(arguments.unwrap_or_default().is_empty(), "{daemon} runs");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline"));
+    assert!(arguments.unwrap_or_default().is_empty(), "{pid} runs");
 }
 
 #[test]
@@ -266,9 +262,9 @@ fn hangs() {
     let mut f = Fixture::new("hangs");
     stock(&mut f);
     f.mount();
-    let daemon = daemon::of(&f.mnt);
-    std::fs::write(&words[0], format!("{daemon} {}", f.mnt.display())).unwrap();
-    kill(Pid::from_raw(daemon), Signal::SIGSTOP).unwrap();
+    let pid = daemon::of(&f.mnt);
+    std::fs::write(&words[0], format!("{pid} {}", f.mnt.display())).unwrap();
+    daemon::signal(pid, libc::SIGSTOP);
     sys::stat(f.at("dir/sub/below")).unwrap();
 }
 

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::work;
+use crate::support::files::file;
 use crate::support::sys;
+use crate::support::volume::succeed;
 use crate::support::{
     Compare, Fixture, Mounted, Node, Scratch, Tree, isolated, require_all, run, text,
 };
@@ -63,15 +65,6 @@ impl Image {
     }
 }
 
-fn succeed(command: &mut Command) {
-    let output = run(command);
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        text(&output.stderr)
-    );
-}
-
 /// The layers' directories, topmost first, and the descriptor that names them.
 fn make_layers(image: &Image) -> [PathBuf; 2] {
     let digests = ["1", "0"].map(|digit| digit.repeat(64));
@@ -96,7 +89,7 @@ fn make_layers(image: &Image) -> [PathBuf; 2] {
 /// Names, devices and attributes that are marks, but the users' here.
 fn make_marker_names(f: &Fixture) {
     for path in [".wh.mine", "keep/.wh.one", "files/.wh..wh..opq"] {
-        work::put(f.at(path), "mine");
+        file(f.at(path), "mine");
     }
     sys::mknod(f.at("keep/device zero"), libc::S_IFCHR | 0o600, 0).unwrap();
     for key in [
@@ -164,12 +157,12 @@ fn make_samples() {
     let to = PathBuf::from(std::env::var_os("CVMFS_UNION_SAMPLES").unwrap());
     fs::create_dir_all(&to).unwrap();
     let scratch = Scratch::new("sample");
-    let file = scratch.path().join("image");
-    fs::File::create(&file)
+    let disk = scratch.path().join("image");
+    fs::File::create(&disk)
         .unwrap()
         .set_len(IMAGE_SIZE)
         .unwrap();
-    succeed(Command::new("mkfs.ext4").args(MKFS.split(' ')).arg(&file));
+    succeed(Command::new("mkfs.ext4").args(MKFS.split(' ')).arg(&disk));
     let image = Image::mount(scratch);
     let [top, base] = make_layers(&image);
     work::fill(&top, &base);
@@ -188,12 +181,12 @@ fn make_samples() {
         check_marks(&f, style);
     }
     succeed(Command::new("umount").arg(&image.root));
-    let packed = run(Command::new("gzip").args(["-9nc"]).arg(&file));
+    let packed = run(Command::new("gzip").args(["-9nc"]).arg(&disk));
     fs::write(to.join("image.gz"), packed.stdout).unwrap();
     succeed(
         Command::new("mount")
             .args(["-o", "loop"])
-            .arg(&file)
+            .arg(&disk)
             .arg(&image.root),
     );
 }

@@ -4,14 +4,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::files::file;
 use crate::support::script::all_old;
 use crate::support::sys::{self, Errno};
 use crate::support::{Fixture, System, Tree, initial_root, text};
-
-pub fn put(path: PathBuf, content: &str) {
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    sys::make(path, content.as_bytes()).unwrap();
-}
 
 /// The layers, topmost first.
 pub fn layers(f: &mut Fixture) {
@@ -31,12 +27,12 @@ pub fn fill(top: &Path, base: &Path) {
         "near",
     ] {
         for name in ["one", "two", "sub/three"] {
-            put(base.join(dir).join(name), "base");
+            file(base.join(dir).join(name), "base");
         }
     }
     for dir in ["keep", "gone", "replaced", "moved", "near"] {
-        put(top.join(dir).join("top"), "top");
-        put(top.join(dir).join("two"), "top");
+        file(top.join(dir).join("top"), "top");
+        file(top.join(dir).join("two"), "top");
     }
     for name in [
         "edited",
@@ -50,12 +46,12 @@ pub fn fill(top: &Path, base: &Path) {
         "file to dir",
         "over",
     ] {
-        put(
+        file(
             base.join("files").join(name),
             "base, with some more to read",
         );
     }
-    put(base.join("links/one"), "linked");
+    file(base.join("links/one"), "linked");
     for name in ["links/two", "links/untouched"] {
         sys::link(base.join("links/one"), base.join(name)).unwrap();
     }
@@ -101,21 +97,21 @@ pub fn day(f: &Fixture) {
         fs::remove_dir_all(at(dir)).unwrap();
         sys::mkdir(at(dir), 0o750).unwrap();
     }
-    put(at("again/new/file"), "made");
+    file(at("again/new/file"), "made");
     sys::unlink(at("files/file to dir")).unwrap();
-    put(at("files/file to dir/inside"), "made");
+    file(at("files/file to dir/inside"), "made");
     fs::remove_dir_all(at("near/sub")).unwrap();
-    put(at("near/sub"), "a file now");
+    file(at("near/sub"), "a file now");
     // Copy-ups.
     fs::write(at("files/edited"), "changed").unwrap();
     sys::chmod(at("files/mode"), 0o600).unwrap();
     sys::utimens(at("files/times"), (5, 6), (1_000_000_007, 8)).unwrap();
     sys::setxattr(at("files/marked"), "user.mark", b"mine", 0).unwrap();
     sys::truncate(at("files/cut"), 4).unwrap();
-    put(at("deep/a/b/c/new"), "made");
+    file(at("deep/a/b/c/new"), "made");
     // Renames: of what is below, of what was made, over what is below, there and back.
     sys::rename(at("files/renamed"), at("keep/arrived"), 0).unwrap();
-    put(at("files/temporary"), "saved");
+    file(at("files/temporary"), "saved");
     sys::rename(at("files/temporary"), at("files/over"), 0).unwrap();
     sys::rename(at("near/one"), at("near/away"), 0).unwrap();
     sys::rename(at("near/away"), at("near/one"), 0).unwrap();
@@ -129,23 +125,23 @@ pub fn day(f: &Fixture) {
     rename_dir(f, "outer", "last");
     let near = either(f, ["beside", "near"]);
     sys::unlink(near.join("two")).unwrap();
-    put(near.join("later"), "made");
+    file(near.join("later"), "made");
     let inner = either(f, ["keep/inner", "outer/inner"]);
     fs::write(inner.join("one"), "changed").unwrap();
     sys::mkdir(at("made"), 0o755).unwrap();
     sys::rename(at("made"), at("keep/made"), 0).unwrap();
-    put(at("keep/made/file"), "made");
+    file(at("keep/made/file"), "made");
     // Links.
     fs::write(at("links/one"), "changed").unwrap();
     sys::chmod(at("links/two"), 0o640).unwrap();
-    put(at("links/new"), "made");
+    file(at("links/new"), "made");
     sys::link(at("links/new"), at("keep/new link")).unwrap();
     sys::link(at("files/times"), at("keep/times too")).unwrap();
     // Other objects and names.
     sys::mknod(at("keep/pipe"), libc::S_IFIFO | 0o640, 0).unwrap();
     sys::symlink("x".repeat(300), at("keep/long link")).unwrap();
-    put(at("keep/\u{e4}\u{1F980} \\ \"\n"), "odd");
-    put(f.at("keep").join("n".repeat(250)), "long");
+    file(at("keep/\u{e4}\u{1F980} \\ \"\n"), "odd");
+    file(f.at("keep").join("n".repeat(250)), "long");
     if initial_root() {
         sys::lchown(at("files/owner"), 7, 8).unwrap();
         sys::lchown(at("keep/link"), 9, 9).unwrap();
@@ -159,15 +155,15 @@ pub fn day(f: &Fixture) {
 pub fn next_day(f: &Fixture) {
     let at = |path: &str| f.at(path);
     fs::remove_dir_all(at("again")).unwrap();
-    put(at("gone/reborn"), "made");
-    put(at("files/deleted"), "made again");
+    file(at("gone/reborn"), "made");
+    file(at("files/deleted"), "made again");
     sys::unlink(at("keep/one")).unwrap();
     fs::write(at("deep/a/b/c/new"), "changed").unwrap();
     fs::write(at("files/mode"), "changed").unwrap();
     sys::rename(at("files/cut"), at("replaced/cut"), 0).unwrap();
     sys::unlink(at("keep/new link")).unwrap();
     let near = either(f, ["beside", "near"]);
-    put(near.join("two"), "made again");
+    file(near.join("two"), "made again");
     fs::remove_dir_all(near).unwrap();
 }
 
