@@ -34,6 +34,8 @@ pub struct Stack {
     pub portable: bool,
     pub owner: Owner,
     pub durability: Durability,
+    /// Dumps of the union show times.
+    pub times: bool,
     before: OnceCell<Vec<Tree>>,
 }
 
@@ -63,6 +65,7 @@ impl Stack {
             portable: false,
             owner: Owner::Keep,
             durability: Durability::Auto,
+            times: false,
             before: OnceCell::new(),
         }
     }
@@ -137,7 +140,9 @@ impl Stack {
     /// The union. The lowers must not change from now on.
     pub fn mount(&self) -> Merged {
         self.before.get_or_init(|| self.lower_trees());
-        Merged::new(self.open().unwrap())
+        let mut merged = Merged::new(self.open().unwrap());
+        merged.times = self.times;
+        merged
     }
 
     /// The same, which may fail.
