@@ -177,6 +177,12 @@ impl Union {
             kind => upper.write_special(&at, kind, lower.stat.st_rdev)?,
         }
         self.copy_metadata(lower, node, &at)?;
+        if want == Want::Empty {
+            // The cut shows with the copy, and so must its time.
+            let time = |tv_nsec| libc::timespec { tv_sec: 0, tv_nsec };
+            let times = [time(libc::UTIME_OMIT), time(libc::UTIME_NOW)];
+            meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
+        }
         if let Some(fd) = opened
             && want != Want::Empty
             && !keeps_data
@@ -451,30 +457,25 @@ impl Union {
             Err(e) if absent(&e) => None,
             other => Some(other.op("read capabilities")?),
         };
-        let filled = match (&node.lower, want) {
+        match (&node.lower, want) {
             (Some(lower), Want::Data) => {
                 // A truncation that a crash cut off may have made it shorter.
                 let size = u64::try_from(before.st_size.min(lower.stat.st_size)).unwrap_or(0);
                 // The disk may be full of what did arrive.
                 let undo = |_: &Error| best_effort("empty a metadata copy", punch(&fd, size));
-                self.copy_data(lower, &fd, size).inspect_err(undo)
+                let copied = self.copy_data(lower, &fd, size).inspect_err(undo);
+                // Also after half of it: the time and the privileges are the user's to lose, not ours.
+                let kept = restore_times(&at, &before)
+                    .and_then(|()| restore_privileges(&at, &before, capability.as_deref()));
+                copied.and(kept)?;
+                if upper.durability != Durability::Volatile {
+                    file::fdatasync(fd.as_fd()).op("sync copy")?;
+                }
             }
-            _ => file::ftruncate(fd.as_fd(), 0).op("truncate"),
-        };
-        // Privileges that the copying cost the file are the user's to lose, not ours; nor are the times
-        // those of a change, whether it succeeded or not.
-        if want == Want::Data {
-            restore_times(&at, &before)?;
-        }
-        if at.stat()?.st_mode != before.st_mode {
-            meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
-        }
-        if let (Some(value), Want::Data) = (capability, want) {
-            xattr::set(at.fd(), b"", CAPABILITY, &value, 0).op("copy up capabilities")?;
-        }
-        filled?;
-        if want == Want::Data && upper.durability != Durability::Volatile {
-            file::fdatasync(fd.as_fd()).op("sync copy")?;
+            _ => {
+                file::ftruncate(fd.as_fd(), 0).op("truncate")?;
+                restore_privileges(&at, &before, None)?;
+            }
         }
         // Under the lock, so that no lookup reads the marks that go and enters a node made from them.
         let _tree = self.write_tree();
@@ -539,6 +540,17 @@ pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
 fn punch(fd: &OwnedFd, size: u64) -> Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     file::fallocate(fd.as_fd(), mode, 0, size).op("punch hole")
+}
+
+/// Gives an open file the mode and the capabilities back that it had before it was written.
+fn restore_privileges(at: &At, before: &Stat, capability: Option<&[u8]>) -> Result<()> {
+    if at.stat()?.st_mode != before.st_mode {
+        meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
+    }
+    match capability {
+        Some(value) => xattr::set(at.fd(), b"", CAPABILITY, value, 0).op("copy up capabilities"),
+        None => Ok(()),
+    }
 }
 
 /// The error of an object without the attribute, or of a file system without any.

@@ -52,6 +52,20 @@ fn a_half_done_truncation_shows_no_more_than_its_size() {
     fail_everywhere("open a metadata copy with O_TRUNC", "fstatat", Errno::EIO);
 }
 
+/// A full disk, say: the file kept its data, and not its time.
+#[test]
+fn a_failed_filling_puts_the_time_back() {
+    for call in ["copy_file_range", "ftruncate", "fdatasync"] {
+        fail_everywhere("write to a metadata copy", call, Errno::ENOSPC);
+    }
+}
+
+/// The file was empty, with the time from before.
+#[test]
+fn a_crash_in_a_truncation_shows_its_time_too() {
+    crash_everywhere("truncate to nothing", "renameat");
+}
+
 /// EPERM became ENOTDIR.
 #[test]
 fn what_cannot_be_removed_says_why() {

@@ -193,6 +193,7 @@ impl<'a> Stage<'a> {
         fault::lack(scenario.lacking);
         stack.whiteouts = variant.whiteouts;
         stack.portable = scenario.portable;
+        stack.times = true;
         Stage {
             scenario,
             stack,

@@ -77,6 +77,11 @@ pub trait Fs {
         }
     }
 
+    /// The time of the last change of an object, if dumps are to show it and it was not changed lately.
+    fn mtime_of_old(&self, _attr: &Attr) -> Option<i64> {
+        None
+    }
+
     /// Told at the begin and the end of a dump.
     fn dumping(&self, _begins: bool) {}
 
@@ -115,6 +120,8 @@ pub struct Entry {
     /// Data, or target.
     pub data: Vec<u8>,
     pub xattrs: BTreeMap<String, Vec<u8>>,
+    /// Where dumps show it.
+    pub mtime: Option<i64>,
     /// The first path that shows the same inode number.
     pub same_as: String,
 }
@@ -132,6 +139,7 @@ impl Entry {
             size: attr.size,
             data: Vec::new(),
             xattrs: BTreeMap::new(),
+            mtime: None,
             same_as,
         }
     }
@@ -160,6 +168,9 @@ impl fmt::Display for Entry {
             String::from_utf8_lossy(shown),
             self.same_as
         )?;
+        if let Some(mtime) = self.mtime {
+            write!(f, " mtime={mtime}")?;
+        }
         for (key, value) in &self.xattrs {
             write!(f, " {key}={:?}", String::from_utf8_lossy(value))?;
         }
@@ -189,6 +200,7 @@ impl Tree {
             .clone();
         let mut entry = Entry::of(&attr, same_as);
         entry.xattrs = xattrs(fs, path).map_err(failed("xattrs"))?;
+        entry.mtime = fs.mtime_of_old(&attr);
         match attr.kind {
             Kind::File => entry.data = fs.read(path).map_err(failed("read"))?,
             Kind::Symlink => entry.data = fs.readlink(path).map_err(failed("readlink"))?,

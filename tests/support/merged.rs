@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use cvmfs_union::error::Error;
 use cvmfs_union::union::Union;
-use cvmfs_union::union::api::{Attr, Caller, Ino, ROOT, RenameKind, SetAttr, SetTime, Time};
+use cvmfs_union::union::api::{Attr, Caller, Ino, Kind, ROOT, RenameKind, SetAttr, SetTime, Time};
 use nix::errno::Errno;
 
 use super::fs::{Entry, Fs, OPEN, Res, Tree, split};
@@ -57,11 +57,16 @@ impl Calls {
     }
 }
 
+/// No file of a test is made before this, but with a time that was set.
+const OLD: i64 = 1_500_000_000;
+
 pub struct Merged {
     pub union: Calls,
     pub caller: Caller,
     /// The lookups that were counted, as the kernel keeps count.
     lookups: RefCell<Vec<Ino>>,
+    /// Dumps show the times of what has not changed lately.
+    pub times: bool,
     /// What a dump under way has found, by path: nothing changes meanwhile.
     walked: RefCell<Option<HashMap<String, Ino>>>,
     /// Open files that dumps of the tree look at: number and handle.
@@ -91,6 +96,7 @@ impl Merged {
             },
             caller: Caller { uid, gid, umask: 0 },
             lookups: RefCell::default(),
+            times: false,
             walked: RefCell::default(),
             kept: RefCell::default(),
         }
@@ -179,6 +185,11 @@ impl Merged {
 }
 
 impl Fs for Merged {
+    fn mtime_of_old(&self, attr: &Attr) -> Option<i64> {
+        let old = self.times && attr.kind != Kind::Dir && attr.mtime.sec < OLD;
+        old.then_some(attr.mtime.sec)
+    }
+
     fn dumping(&self, begins: bool) {
         self.walked.replace(begins.then(HashMap::new));
     }

@@ -42,6 +42,8 @@ pub struct Stack {
     pub owner: Owner,
     pub durability: Durability,
     pub limits: Limits,
+    /// Dumps of the union show times.
+    pub times: bool,
     before: OnceCell<Vec<Tree>>,
 }
 
@@ -72,6 +74,7 @@ impl Stack {
             owner: Owner::Keep,
             durability: Durability::Auto,
             limits: Limits::default(),
+            times: false,
             before: OnceCell::new(),
         }
     }
@@ -147,7 +150,9 @@ impl Stack {
     /// The union. The lowers must not change from now on.
     pub fn mount(&self) -> Merged {
         self.before.get_or_init(|| self.lower_trees());
-        Merged::new(self.open().unwrap())
+        let mut merged = Merged::new(self.open().unwrap());
+        merged.times = self.times;
+        merged
     }
 
     /// The same, which may fail.

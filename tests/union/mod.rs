@@ -38,6 +38,9 @@ pub fn sample(stack: &Stack) {
         .with_node("fifo", libc::S_IFIFO | 0o640, 0)
         .with_file("plain", "plain")
         .with_file("covered/below", "never seen");
+    for path in ["dir/file", "dir/sub/deep", "first", "fifo", "plain"] {
+        stack.lower(1).with_mtime(path, 1_000_000_000);
+    }
     stack
         .lower(0)
         .with_wh("dir/gone")

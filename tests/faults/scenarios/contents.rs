@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use cvmfs_union::union::api::{RenameKind::Replace, SetAttr};
+use cvmfs_union::union::api::{RenameKind::Replace, SetAttr, SetTime};
 
 use super::{create, on, set_id, set_id_file, with_handle, write};
 use crate::support::faults::{Lacking, Scenario};
@@ -91,17 +91,33 @@ pub fn data() -> Vec<Scenario> {
     ]
 }
 
+/// A crash while the data come leaves the time of it.
+fn time_lost(scenario: Scenario, path: &'static str) -> Scenario {
+    let mtime = Some(SetTime::Now);
+    let set = SetAttr {
+        mtime,
+        ..SetAttr::default()
+    };
+    scenario.or_crashed("S61", move |m| m.setattr(path, &set))
+}
+
 pub fn metadata_copies() -> Vec<Scenario> {
     fn copied(m: &Merged) -> Res<()> {
         m.chmod("dir/file", set_id())
     }
     vec![
-        on("write to a metadata copy", |m| {
-            write(m, "dir/file", 2, b"changed")
-        })
-        .after(copied),
-        on("truncate a metadata copy", |m| m.truncate("plain", 3))
-            .after(|m| m.chmod("plain", 0o600)),
+        time_lost(
+            on("write to a metadata copy", |m| {
+                write(m, "dir/file", 2, b"changed")
+            })
+            .after(copied),
+            "dir/file",
+        ),
+        time_lost(
+            on("truncate a metadata copy", |m| m.truncate("plain", 3))
+                .after(|m| m.chmod("plain", 0o600)),
+            "plain",
+        ),
         on("truncate a metadata copy to nothing", |m| {
             m.truncate("plain", 0)
         })
@@ -111,17 +127,23 @@ pub fn metadata_copies() -> Vec<Scenario> {
             m.setxattr("dir/file", "user.b", b"x", 0)
         })
         .after(copied),
-        on("write to a moved metadata copy", |m| {
-            write(m, "moved", 2, b"changed")
-        })
-        .after(|m| {
-            copied(m)?;
-            m.rename("dir/file", "moved", Replace)
-        }),
-        on("write to one of two names of a metadata copy", |m| {
-            write(m, "second", 2, b"changed")
-        })
-        .after(|m| m.chmod("first", 0o600)),
+        time_lost(
+            on("write to a moved metadata copy", |m| {
+                write(m, "moved", 2, b"changed")
+            })
+            .after(|m| {
+                copied(m)?;
+                m.rename("dir/file", "moved", Replace)
+            }),
+            "moved",
+        ),
+        time_lost(
+            on("write to one of two names of a metadata copy", |m| {
+                write(m, "second", 2, b"changed")
+            })
+            .after(|m| m.chmod("first", 0o600)),
+            "first",
+        ),
         on("link to a metadata copy", |m| m.link("dir/file", "new")).after(copied),
         on("write below a moved directory", |m| {
             write(m, "moved/deep", 2, b"changed")

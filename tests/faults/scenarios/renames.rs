@@ -64,6 +64,7 @@ pub fn renaming_directories() -> Vec<Scenario> {
         rename("dir/sub", "moved", Replace),
         rename("dir/sub", "empty", Replace),
         rename("dir", "shallow", Replace),
+        rename("dir/sub", "shallow", Replace),
         rename("dir/sub", "moved", NoReplace),
         on("rename a directory of the upper over a layer", |m| {
             m.rename("new", "shallow", Replace)
