@@ -374,24 +374,11 @@ fn a_slow_lookup_takes_no_data_back() {
     pair(Before::Metadata, "write", "write more");
 }
 
-/// Bug: the same with a file of several names, which was copied up by another name meanwhile: it was
-/// copied up once more, and the link counts were wrong ever after.
-#[test]
-fn a_slow_lookup_copies_nothing_up_twice() {
-    pair(Before::Cold, "rename first", "replace second");
-}
-
 /// Bug: a lookup took a name for unchanged although two objects had changed places, and what was
 /// written went into the other one.
 #[test]
 fn a_slow_lookup_notices_an_exchange() {
     pair(Before::Metadata, "write", "exchange");
-}
-
-/// Bug: of two equal renames at once both succeeded: the second found its target to be its source.
-#[test]
-fn a_rename_happens_once() {
-    pair(Before::Cold, "move sub", "move sub");
 }
 
 #[test]
