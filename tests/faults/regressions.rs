@@ -194,6 +194,7 @@ fn a_read_that_fails_later_is_no_short_read() {
     let stack = Stack::new(2);
     sample(&stack);
     let merged = stack.mount();
+    merged.write("plain", b"of the upper").unwrap();
     let fh = merged.open("plain", libc::O_RDONLY).unwrap();
     let whole = merged.pread(fh, 0, 100).unwrap();
     assert!(!whole.is_empty() && whole.len() < 100);
