@@ -41,6 +41,8 @@ fn names_are_single_components() {
     traced
         .args(["-f", "-qq", "-s", "4096", "-e", "trace=%file", "-o"])
         .arg(&log);
+    // Set by cargo, and none of the daemon's business.
+    traced.env_remove("LD_LIBRARY_PATH");
     traced.arg(inner.get_program()).args(inner.get_args());
     let daemon = Daemon::of(
         traced.arg("--foreground").arg(&h.fixture.mnt),
