@@ -38,6 +38,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -47,6 +48,9 @@ use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
 use upper::Upper;
+
+/// How long the end waits for changes of names that are under way. None of them waits for a layer.
+const LAST_CHANGES: Duration = Duration::from_secs(1);
 
 pub use lane::{Lane, Target};
 
@@ -110,9 +114,11 @@ impl Union {
         self.lowers.cover(mountpoint);
     }
 
-    /// Before an end that drops nothing, and as the last call: a volatile upper is synced, so that it
-    /// can be used again, and the upper is free for the next mount.
+    /// Before an end that drops nothing, and as the last call: no request changes names any more, a
+    /// volatile upper is synced, so that it can be used again, and the upper is free for the next mount.
     pub fn let_go(&self) -> Result<()> {
+        // Kept for ever: a request that still runs must not change what the next mount has begun to read.
+        std::mem::forget(self.tree.try_write_for(LAST_CHANGES));
         match &self.upper {
             Some(upper) => upper.settle().and_then(|()| upper.unlock()),
             None => Ok(()),
