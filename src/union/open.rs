@@ -161,6 +161,18 @@ impl Union {
         Ok(fd)
     }
 
+    /// The descriptor behind a handle whose data are in the upper, where they stay.
+    pub fn upper_data(&self, fh: u64) -> Option<Data> {
+        let handle = self.handles.get(fh).ok()?;
+        let state = handle.node.state.read();
+        let settled = handle.node.kind == Kind::File && state.upper && !state.metacopy;
+        drop(state);
+        let data = handle.data.lock();
+        let (generation, fd) = data.as_ref()?;
+        let current = *generation == handle.node.generation.load(Ordering::Acquire);
+        (settled && current).then(|| fd.clone())
+    }
+
     /// A handle of something that was just made and is open already.
     pub(super) fn opened(&self, node: Arc<Node>, flags: i32, fd: OwnedFd) -> u64 {
         let generation = node.generation.load(Ordering::Acquire);
