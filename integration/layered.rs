@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::files::{device_zero, file, gone, ino, names, read, union};
 use crate::support::sys::{self, Errno};
-use crate::support::{Compare, Fixture, Scratch, System, Tree, isolated, mount_command};
+use crate::support::{Compare, Fixture, Scratch, System, Tree, daemon_of, isolated, mount_command};
 use crate::support::{require_all, run, text, umount};
 
 #[test]
@@ -347,22 +347,6 @@ fn one_mount_to_an_upper() {
     assert!(!output.stderr.is_empty(), "without a word");
     f.mnt = first;
     assert_eq!(read(f.at("f")), "lower");
-}
-
-/// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
-fn daemon_of(mnt: &Path) -> i32 {
-    for entry in fs::read_dir("/proc").unwrap() {
-        let entry = entry.unwrap();
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
-        let args: Vec<_> = line.split('\0').collect();
-        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == mnt) {
-            return pid;
-        }
-    }
-    panic!("no process serves {}", mnt.display());
 }
 
 #[test]

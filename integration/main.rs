@@ -23,6 +23,7 @@ mod fsx;
 mod layered;
 mod limits;
 mod passed_fd;
+mod passthrough;
 mod pjdfstest;
 mod rootless;
 mod support;

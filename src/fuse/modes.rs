@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 
 use crate::union::api::Ino;
 
-/// Close needs no request. Nothing else goes with passthrough.
+/// Close needs no request.
 const NO_FLUSH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 
 /// How to answer an open.
@@ -27,6 +27,17 @@ pub enum Answer {
     Plain(FopenFlags),
     /// With these flags and a backing file.
     Backed(FopenFlags, Arc<BackingId>),
+}
+
+/// Reads and writes with `O_DIRECT` come to this program: the upper's file system might ask for an
+/// alignment. Mappings do not.
+fn backed(id: &Arc<BackingId>, direct: bool) -> Answer {
+    let flags = if direct {
+        FopenFlags::FOPEN_DIRECT_IO | NO_FLUSH
+    } else {
+        NO_FLUSH
+    };
+    Answer::Backed(flags, id.clone())
 }
 
 /// What the open files have in common, by inode.
@@ -64,15 +75,13 @@ impl Modes {
         if let Some(mode) = open.get_mut(&ino) {
             mode.handles += 1;
             return match &mode.backing {
-                // The kernel wants direct I/O on a backing file to be aligned as its file system asks.
-                Some(_) if direct => Answer::Plain(FopenFlags::FOPEN_DIRECT_IO | NO_FLUSH),
-                Some(id) => Answer::Backed(NO_FLUSH, id.clone()),
+                Some(id) => backed(id, direct),
                 None => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
             };
         }
         let on = self.on.load(Ordering::Relaxed);
         let upper = upper.filter(|_| on);
-        let backing = upper.filter(|_| !direct).and_then(|fd| match register(fd) {
+        let backing = upper.and_then(|fd| match register(fd) {
             Ok(id) => Some(Arc::new(id)),
             Err(e) => {
                 self.refused(&e);
@@ -80,7 +89,7 @@ impl Modes {
             }
         });
         let answer = match (&backing, upper) {
-            (Some(id), _) => Answer::Backed(NO_FLUSH, id.clone()),
+            (Some(id), _) => backed(id, direct),
             // What is in the page cache may be from before a time of passthrough.
             (None, Some(_)) => Answer::Plain(NO_FLUSH),
             (None, None) => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),

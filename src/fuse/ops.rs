@@ -36,7 +36,7 @@ const MAX_COPY: u64 = 1 << 30;
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config);
-        if self.passthrough && negotiate_passthrough(config) {
+        if self.passthrough && self.union.takes_direct_io() && negotiate_passthrough(config) {
             self.modes.enable();
         }
         Ok(())

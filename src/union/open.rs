@@ -12,7 +12,9 @@ use super::api::{Caller, Data, Ino, Kind};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
+use super::work::Temp;
 use crate::error::{Error, Result};
+use crate::sys::file;
 
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
@@ -159,6 +161,17 @@ impl Union {
         let (generation, fd) = self.open_data(&handle.node, handle.flags)?;
         *handle.data.lock() = Some((generation, fd.clone()));
         Ok(fd)
+    }
+
+    /// Whether files of the upper can be opened with `O_DIRECT`. Where they cannot, the kernel must not
+    /// open them in our place: a program that asks for that would get an error.
+    pub fn takes_direct_io(&self) -> bool {
+        let Ok(upper) = self.upper() else {
+            return false;
+        };
+        let temp = Temp::new(upper);
+        let flags = libc::O_CREAT | libc::O_RDWR | libc::O_DIRECT;
+        file::openat(temp.fd(), &temp.name, flags, 0o600).is_ok()
     }
 
     /// The descriptor behind a handle whose data are in the upper, where they stay.
