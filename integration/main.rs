@@ -28,6 +28,7 @@ mod kills;
 mod layered;
 mod limits;
 mod passed_fd;
+mod passthrough;
 mod pjdfstest;
 mod privilege;
 mod races;

@@ -5,5 +5,3 @@ mod others;
 mod rights;
 mod set_id;
 mod unreachable;
-
-pub use unreachable::daemon_of;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::privilege::daemon_of;
+use crate::support::daemon;
 use crate::support::deadline::Deadline;
 use crate::support::random::Random;
 use crate::support::sys::{self, Errno};
@@ -271,7 +271,7 @@ fn rage(fixture: &Fixture, roles: &[&str], time: u64) -> Balance {
         .map(|i| start(roles[i % roles.len()], &fixture.mnt, time, seed ^ i as u64))
         .collect();
     let mut pids: Vec<u32> = children.iter().map(Child::id).collect();
-    pids.push(daemon_of(&fixture.mnt));
+    pids.push(daemon::of(&fixture.mnt).cast_unsigned());
     let _deadline = Deadline::of("races", Duration::from_secs(time + 60), pids);
     let mut balance = Balance::default();
     let mut failed = String::new();
@@ -306,7 +306,7 @@ fn descriptors(pid: u32) -> usize {
 /// Every view of the mount is the same: again, from new caches, and mounted anew. `at_first` is how many
 /// descriptors the daemon had.
 fn settle(mut fixture: Fixture, at_first: usize) {
-    let pid = daemon_of(&fixture.mnt);
+    let pid = daemon::of(&fixture.mnt).cast_unsigned();
     let _deadline = Deadline::of(
         "settling",
         Duration::from_secs(60),
@@ -371,7 +371,7 @@ fn sample() -> (Fixture, usize) {
         sys::make(base.join(format!("d/goes{i}")), b"").unwrap();
     }
     fixture.mount();
-    let at_first = descriptors(daemon_of(&fixture.mnt));
+    let at_first = descriptors(daemon::of(&fixture.mnt).cast_unsigned());
     (fixture, at_first)
 }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 use super::*;
-use crate::support::{PROGRAM, daemon_of, run};
+use crate::support::{PROGRAM, daemon, run};
 
 /// So many files are opened in each measurement.
 const SAMPLES: usize = 200;
@@ -318,7 +318,7 @@ fn sigterm_while_a_layer_blocks() {
     };
     let mut reader = blocked_process(&f);
     let held: OwnedFd = sys::open(f.at("d/a"), libc::O_RDONLY, 0).unwrap();
-    let daemon = daemon_of(&f.fixture.mnt);
+    let daemon = daemon::of(&f.fixture.mnt);
     let begun = Instant::now();
     assert_eq!(unsafe { libc::kill(daemon, libc::SIGTERM) }, 0);
     // Its requests end with it.
@@ -348,7 +348,7 @@ fn callers_of_a_silent_layer_end_with_the_mount() {
     f.slow.faults.wait_for_stall();
     caller.kill().unwrap();
     let begun = Instant::now();
-    let daemon = daemon_of(&f.fixture.mnt);
+    let daemon = daemon::of(&f.fixture.mnt);
     assert_eq!(unsafe { libc::kill(daemon, libc::SIGTERM) }, 0);
     prompt("the caller", move || caller.wait().unwrap());
     eprintln!("the caller ended {:.1?} after SIGTERM", begun.elapsed());

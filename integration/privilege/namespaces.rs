@@ -8,6 +8,7 @@ use std::process::Command;
 use super::others::locked_out;
 use crate::rootless::{program_for_users, with_signals};
 use crate::support::creds::Creds;
+use crate::support::daemon;
 use crate::support::{Fixture, require_all, run, sys, text};
 
 /// The host's ids of the namespace's 0 and the following.
@@ -178,7 +179,7 @@ fn an_image_lends_no_rights() {
 
 /// The mount, from where its namespace means nothing: by way of the daemon's root directory.
 fn from_outside(fixture: &Fixture) {
-    let pid = super::unreachable::daemon_of(&fixture.mnt);
+    let pid = daemon::of(&fixture.mnt);
     let relative = fixture.mnt.strip_prefix("/").unwrap();
     let mnt = std::path::Path::new(&format!("/proc/{pid}/root")).join(relative);
     locked_out(&mnt, &Creds::root());

@@ -10,29 +10,15 @@ use std::process::Command;
 
 use crate::rootless::{self, USER, as_ordinary_user};
 use crate::support::creds::Creds;
+use crate::support::daemon;
 use crate::support::sys::{self, Errno};
 use crate::support::{Fixture, PROGRAM, Scratch, Tree, isolated, require_all, run, text};
 
 const STRANGER: u32 = 12346;
 
-/// The process that serves this mountpoint.
-pub fn daemon_of(mnt: &Path) -> u32 {
-    let served = |pid: u32| {
-        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = line.split(|b| *b == 0);
-        let program = words.next().unwrap_or_default();
-        program.ends_with(b"cvmfs-union") && words.any(|word| word == mnt.as_os_str().as_bytes())
-    };
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
-    let found: Vec<u32> = pids.filter(|pid| served(*pid)).collect();
-    assert_eq!(found.len(), 1, "daemons of {}: {found:?}", mnt.display());
-    found[0]
-}
-
 /// Another user learns nothing from the daemon's entries in /proc, and cannot trace it.
 pub fn daemon_is_closed(mnt: &Path, uid: u32) {
-    let pid = daemon_of(mnt);
+    let pid = daemon::of(mnt);
     let held = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
     let fds: Vec<_> = held.map(|fd| fd.path()).collect();
     assert!(fds.len() > 3);

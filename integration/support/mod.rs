@@ -442,22 +442,6 @@ pub fn umount(system: System, mnt: &Path) -> Result<(), String> {
     Err(format!("umount {}: {said}", mnt.display()))
 }
 
-/// The process that serves a mountpoint: ours, with the mountpoint among its arguments.
-pub fn daemon_of(mnt: &Path) -> i32 {
-    for entry in fs::read_dir("/proc").unwrap() {
-        let entry = entry.unwrap();
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        let line = text(&fs::read(entry.path().join("cmdline")).unwrap_or_default());
-        let args: Vec<_> = line.split('\0').collect();
-        if args.contains(&"mount") && args.iter().any(|arg| Path::new(arg) == mnt) {
-            return pid;
-        }
-    }
-    panic!("no process serves {}", mnt.display());
-}
-
 /// Everything about one object that a comparison may look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {

@@ -72,7 +72,8 @@ pub struct Args {
     /// Whose the files of the layers are: as stored, or all 0:0
     #[arg(long, value_name = "WHOSE", default_value = "keep", value_parser = ["keep", "squash"])]
     owner: String,
-    /// Data paths in the kernel; accepted, without effect yet
+    /// Which files the kernel reads and writes without the daemon: those of the upper, where it is
+    /// allowed to, or none. Files of layers never yet: all and auto are as upper
     #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = ["auto", "off", "upper", "all"])]
     passthrough: String,
     /// When copied-up data reaches the disk
@@ -220,6 +221,7 @@ impl Job {
         // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
         let options = session::Options {
             clone_fd: target.is_some(),
+            passthrough: self.args.passthrough != "off",
             ..Default::default()
         };
         let outcome = session::serve_with(union, fd, options, || ready(reporter.as_deref()));

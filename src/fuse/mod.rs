@@ -4,6 +4,7 @@
 //! [`pool`]. Either way a panic ends that request only: its reply object answers EIO when dropped.
 
 pub mod convert;
+pub mod modes;
 pub mod pool;
 pub mod session;
 
@@ -23,6 +24,7 @@ use crate::error::Result;
 use crate::union::api::{Attr, Caller, Ino};
 use crate::union::{Lane, Target, Union};
 use convert::FOREVER;
+use modes::Modes;
 use pool::Pool;
 
 pub use session::{Options, serve, serve_with};
@@ -57,14 +59,19 @@ const CAPABILITIES: [InitFlags; 10] = [
 pub struct UnionFs {
     union: Arc<Union>,
     pool: Pool,
+    modes: Arc<Modes>,
+    /// Whether to ask the kernel for passthrough.
+    passthrough: bool,
 }
 
 impl UnionFs {
-    /// Serves this union.
-    pub fn new(union: Arc<Union>) -> Self {
+    /// Serves this union. `passthrough`: the kernel may read and write files of the upper itself.
+    pub fn new(union: Arc<Union>, passthrough: bool) -> Self {
         UnionFs {
             union,
             pool: Pool::default(),
+            modes: Arc::default(),
+            passthrough,
         }
     }
 
@@ -137,6 +144,13 @@ fn negotiate(config: &mut KernelConfig) {
     if let Err(nearest) = config.set_max_readahead(MAX_IO) {
         tracing::debug!("max_readahead is {nearest}");
     }
+}
+
+/// Asks for passthrough. A depth of one leaves room for an overlayfs upon the mount, and takes any
+/// upper that is not itself stacked.
+fn negotiate_passthrough(config: &mut KernelConfig) -> bool {
+    config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+        && config.set_max_stack_depth(1).is_ok()
 }
 
 /// Who asks.

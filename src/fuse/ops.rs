@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -15,15 +16,14 @@ use fuser::{
 };
 
 use super::convert::{self, FOREVER};
+use super::modes::Answer;
 use super::{
-    GENERATION, UnionFs, caller, guard, more, negotiate, reply_attr, reply_empty, reply_entry,
-    reply_xattr,
+    GENERATION, UnionFs, caller, guard, more, negotiate, negotiate_passthrough, reply_attr,
+    reply_empty, reply_entry, reply_xattr,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
 
-/// Cached data stays valid over opens, and close needs no request.
-const FILE_FLAGS: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
 /// A listing is kept, and stays valid over opens.
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
@@ -36,6 +36,9 @@ const MAX_COPY: u64 = 1 << 30;
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config);
+        if self.passthrough && self.union.takes_direct_io() && negotiate_passthrough(config) {
+            self.modes.enable();
+        }
         Ok(())
     }
 
@@ -219,12 +222,25 @@ impl Filesystem for UnionFs {
         reply: ReplyCreate,
     ) {
         let (caller, name) = (caller(req, umask), name.to_owned());
+        let modes = Arc::clone(&self.modes);
         let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
-                    let attr = convert::file_attr(&attr);
-                    reply.created(&FOREVER, &attr, GENERATION, Fh(fh), FILE_FLAGS);
+                    let data = union.upper_data(fh);
+                    let direct = flags & libc::O_DIRECT != 0;
+                    let answer = modes.open(attr.ino, direct, data.as_deref(), |fd| {
+                        reply.open_backing(fd)
+                    });
+                    let (attr, fh) = (convert::file_attr(&attr), Fh(fh));
+                    match answer {
+                        Answer::Plain(flags) => {
+                            reply.created(&FOREVER, &attr, GENERATION, fh, flags);
+                        }
+                        Answer::Backed(flags, id) => {
+                            reply.created_passthrough(&FOREVER, &attr, GENERATION, fh, flags, &id);
+                        }
+                    }
                 }
                 Err(e) => reply.error(convert::errno("create", parent.0, &e)),
             }
@@ -233,9 +249,19 @@ impl Filesystem for UnionFs {
 
     fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
         let caller = caller(req, 0);
+        let modes = Arc::clone(&self.modes);
         self.run("open", self.lane(ino.0), move |union| {
             match union.open(&caller, ino.0, flags.0) {
-                Ok(fh) => reply.opened(Fh(fh), FILE_FLAGS),
+                Ok(fh) => {
+                    let data = union.upper_data(fh);
+                    let direct = flags.0 & libc::O_DIRECT != 0;
+                    let answer =
+                        modes.open(ino.0, direct, data.as_deref(), |fd| reply.open_backing(fd));
+                    match answer {
+                        Answer::Plain(flags) => reply.opened(Fh(fh), flags),
+                        Answer::Backed(flags, id) => reply.opened_passthrough(Fh(fh), flags, &id),
+                    }
+                }
                 Err(e) => reply.error(convert::errno("open", ino.0, &e)),
             }
         });
@@ -303,7 +329,9 @@ impl Filesystem for UnionFs {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let modes = Arc::clone(&self.modes);
         self.run("release", self.lane(ino.0), move |union| {
+            modes.release(ino.0);
             union.release(fh.0);
             reply.ok();
         });

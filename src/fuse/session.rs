@@ -18,6 +18,8 @@ pub struct Options {
     /// Give each thread its own queue. To be off for a descriptor that was opened in another user
     /// namespace: the kernel refuses to clone that one.
     pub clone_fd: bool,
+    /// Let the kernel read and write files of the upper without us, where it can.
+    pub passthrough: bool,
 }
 
 impl Default for Options {
@@ -25,6 +27,7 @@ impl Default for Options {
         Options {
             threads: 2,
             clone_fd: true,
+            passthrough: true,
         }
     }
 }
@@ -47,7 +50,8 @@ pub fn serve_with(
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = options.clone_fd && threads > 1 && device_opens();
-    let session = Session::from_fd(UnionFs::new(union), fd, SessionACL::All, config)?;
+    let fs = UnionFs::new(union, options.passthrough);
+    let session = Session::from_fd(fs, fd, SessionACL::All, config)?;
     ready();
     session.run()
 }

@@ -13,8 +13,10 @@ use super::api::{Caller, Ino, Kind};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
+use super::work::Temp;
 use crate::error::{Context, Error, Result};
 use crate::layer::LowerFile;
+use crate::sys::file;
 
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
@@ -185,6 +187,32 @@ impl Union {
         let (generation, data) = self.open_data(&handle.node, handle.flags)?;
         *handle.data.lock() = Some((generation, data.clone()));
         Ok(data)
+    }
+
+    /// Whether files of the upper can be opened with `O_DIRECT`. Where they cannot, the kernel must not
+    /// open them in our place: a program that asks for that would get an error.
+    pub fn takes_direct_io(&self) -> bool {
+        let Ok(upper) = self.upper() else {
+            return false;
+        };
+        let temp = Temp::new(upper);
+        let flags = libc::O_CREAT | libc::O_RDWR | libc::O_DIRECT;
+        file::openat(temp.fd(), &temp.name, flags, 0o600).is_ok()
+    }
+
+    /// The descriptor behind a handle whose data are in the upper, where they stay.
+    pub fn upper_data(&self, fh: u64) -> Option<Arc<OwnedFd>> {
+        let handle = self.handles.get(fh).ok()?;
+        let state = handle.node.state.read();
+        let settled = handle.node.kind == Kind::File && state.upper && !state.metacopy;
+        drop(state);
+        let data = handle.data.lock();
+        let (generation, data) = data.as_ref()?;
+        let current = *generation == handle.node.generation.load(Ordering::Acquire);
+        match data {
+            Data::Upper(fd) if settled && current => Some(fd.clone()),
+            _ => None,
+        }
     }
 
     /// A handle of something that was just made and is open already.
