@@ -14,5 +14,6 @@ mod faults;
 mod fuzz;
 mod model;
 mod resolve;
+mod semantics;
 mod support;
 mod union;

@@ -44,7 +44,6 @@ pub fn daemon_is_closed(mnt: &Path, uid: u32) {
         for fd in &fds {
             closed("descriptor", sys::open(fd, libc::O_RDONLY, 0).map(drop));
         }
-        let pid = i32::try_from(pid).unwrap();
         let none = std::ptr::null_mut::<libc::c_void>();
         let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) };
         assert_eq!((traced, Errno::last()), (-1, Errno::EPERM));
