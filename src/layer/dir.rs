@@ -210,7 +210,7 @@ impl Lowers {
 }
 
 impl LowerDir {
-    /// A directory in this one. Nothing is opened or checked before [`Lowers::fd`].
+    /// A directory in this one. Nothing is opened or checked before it is used, by [`Lowers::with`].
     pub fn child(self: &Arc<Self>, name: &[u8]) -> Arc<LowerDir> {
         Arc::new(LowerDir {
             layer: self.layer,

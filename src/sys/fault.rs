@@ -1,5 +1,5 @@
 //! Fault injection, for tests: makes the N-th system call of this thread fail, or kills the process
-//! there, and records the calls by name. Each wrapper passes [`point`] before its call.
+//! there, and records the calls by name. Each wrapper passes `point` before its call.
 
 use std::cell::RefCell;
 use std::io;
