@@ -311,26 +311,64 @@ pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
     Ok(names)
 }
 
-/// Removes a name and all below it.
+/// Removes a name and all below it. What is in the way is first moved up, next to the name, so that a
+/// tree of any depth takes two descriptors and no more of the stack.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    let mut left = vec![name.to_vec()];
+    let mut number = 0u64;
+    while let Some(name) = left.pop() {
+        if remove_one(dir, &name)? {
+            continue;
+        }
+        let below = open_to_empty(dir, &name)?;
+        for child in names(below.as_fd())? {
+            if remove_one(below.as_fd(), &child)? {
+                continue;
+            }
+            best_effort("chmod", meta::fchmodat(below.as_fd(), &child, 0o700));
+            let free = loop {
+                let free = format!("#up{number}").into_bytes();
+                number += 1;
+                if absent(dir, &free)? {
+                    break free;
+                }
+            };
+            name::renameat(below.as_fd(), &child, dir, &free, 0).op("move up")?;
+            left.push(free);
+        }
+        name::rmdirat(dir, &name).op("remove directory")?;
+    }
+    Ok(())
+}
+
+/// Opens a directory that is to go. An unprivileged owner may have taken away its own rights.
+fn open_to_empty(dir: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+    best_effort("chmod", meta::fchmodat(dir, name, 0o700));
+    file::openat(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0).op("open directory")
+}
+
+fn absent(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
+    match meta::fstatat(dir, name) {
+        Ok(_) => Ok(false),
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(true),
+        Err(e) => Err(e).op("stat"),
+    }
+}
+
+/// Removes what is no directory, or an empty one. False: there is something in it.
+fn remove_one(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
     let is = |e: &std::io::Error, code| e.raw_os_error() == Some(code);
     // Which of the two a directory gets differs between systems.
     let refused = match name::unlinkat(dir, name) {
-        Ok(()) => return Ok(()),
-        Err(e) if is(&e, libc::ENOENT) => return Ok(()),
+        Ok(()) => return Ok(true),
+        Err(e) if is(&e, libc::ENOENT) => return Ok(true),
         Err(e) if is(&e, libc::EISDIR) || is(&e, libc::EPERM) => e,
         Err(e) => return Err(e).op("remove"),
     };
     match name::rmdirat(dir, name) {
-        Ok(()) => return Ok(()),
-        Err(e) if is(&e, libc::ENOTDIR) => return Err(refused).op("remove"),
-        Err(e) if is(&e, libc::ENOTEMPTY) || is(&e, libc::EEXIST) => {}
-        Err(e) => return Err(e).op("remove directory"),
+        Ok(()) => Ok(true),
+        Err(e) if is(&e, libc::ENOTDIR) => Err(refused).op("remove"),
+        Err(e) if is(&e, libc::ENOTEMPTY) || is(&e, libc::EEXIST) => Ok(false),
+        Err(e) => Err(e).op("remove directory"),
     }
-    // An unprivileged owner may have taken away its own rights.
-    best_effort("chmod", meta::fchmodat(dir, name, 0o700));
-    let below =
-        file::openat(dir, name, libc::O_RDONLY | libc::O_DIRECTORY, 0).op("open directory")?;
-    clean(below.as_fd())?;
-    name::rmdirat(dir, name).op("remove directory")
 }

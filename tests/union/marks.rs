@@ -2,6 +2,8 @@
 
 use cvmfs_union::union::api::Kind;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::{Mode, SFlag, mkdirat, mknodat};
 
 use crate::support::fs::join;
 use crate::support::{Fs, Merged, Stack, mark_space};
@@ -342,4 +344,24 @@ fn duplicate_layers_add_nothing() {
     }
     let many = Merged::new(cvmfs_union::union::Union::new(&config).unwrap());
     crate::support::assert_same(&many.tree(), &tree, "each layer a hundred times");
+}
+
+/// Neither the stack nor the descriptors suffice for one level after the other.
+#[test]
+fn a_deep_tree_in_the_work_directory_goes() {
+    const DEPTH: usize = 30_000;
+    let stack = Stack::new(1);
+    stack.work().with_dir("work", 0o700);
+    let name = c"d";
+    let path = stack.path("work/work");
+    let mut at = std::os::fd::OwnedFd::from(std::fs::File::open(path).unwrap());
+    for _ in 0..DEPTH {
+        mkdirat(&at, name, Mode::S_IRWXU).unwrap();
+        mknodat(&at, c"f", SFlag::S_IFREG, Mode::S_IRUSR, 0).unwrap();
+        at = openat(&at, name, OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+    }
+    drop(at);
+    let merged = stack.mount();
+    assert_eq!(stack.work().names("work").unwrap(), [""; 0]);
+    drop(merged);
 }
