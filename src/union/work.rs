@@ -105,7 +105,7 @@ impl Upper {
             Style::Wh => {
                 let fd = dir.open(libc::O_PATH | libc::O_DIRECTORY)?;
                 let times = dir.stat()?;
-                let flags = libc::O_CREAT | libc::O_WRONLY;
+                let flags = libc::O_CREAT;
                 file::openat(fd.as_fd(), dialect::WH_OPAQUE, flags, 0o444).op("make opaque")?;
                 restore_times(dir, &times)
             }
@@ -115,7 +115,7 @@ impl Upper {
     /// The `.wh.` marker that hides a name of this directory in the lowers.
     pub fn write_wh(&self, dir: BorrowedFd<'_>, hidden: &[u8]) -> Result<()> {
         let marker = dialect::marker_for(hidden);
-        file::openat(dir, &marker, libc::O_CREAT | libc::O_WRONLY, 0o444)
+        file::openat(dir, &marker, libc::O_CREAT, 0o444)
             .op("make whiteout")
             .map(drop)
     }
