@@ -13,6 +13,21 @@ const NOBODY: u32 = 65534;
 /// For root: a user's own test runs are as here.
 #[test]
 fn the_same_without_privileges() {
+    let one_in = super::one_in_for_others().to_string();
+    play_as_nobody(&[(super::ONE_IN, &one_in)]);
+}
+
+/// The retry opened the read-only marker for writing: EACCES.
+#[test]
+fn a_whiteout_file_that_a_crash_has_left_is_found_again() {
+    let scenario = "unlink of the upper, over a layer";
+    play_as_nobody(&[
+        ("CVMFS_UNION_SCENARIO", scenario),
+        ("CVMFS_UNION_FAULTS", "all"),
+    ]);
+}
+
+fn play_as_nobody(settings: &[(&str, &str)]) {
     if !is_root() {
         return;
     }
@@ -32,7 +47,7 @@ fn the_same_without_privileges() {
             "--nocapture",
         ])
         .env("CVMFS_UNION_TEST_DIR", place.path())
-        .env(super::ONE_IN, super::one_in_for_others().to_string())
+        .envs(settings.iter().copied())
         .current_dir("/")
         .uid(NOBODY)
         .gid(NOBODY);
