@@ -320,7 +320,7 @@ fn sigterm_while_a_layer_blocks() {
     let held: OwnedFd = sys::open(f.at("d/a"), libc::O_RDONLY, 0).unwrap();
     let daemon = daemon::of(&f.fixture.mnt);
     let begun = Instant::now();
-    assert_eq!(unsafe { libc::kill(daemon, libc::SIGTERM) }, 0);
+    daemon::signal(daemon, libc::SIGTERM);
     // Its requests end with it.
     prompt("the reader", move || reader.wait().unwrap());
     eprintln!("the reader ended {:.1?} after SIGTERM", begun.elapsed());
@@ -349,7 +349,7 @@ fn callers_of_a_silent_layer_end_with_the_mount() {
     caller.kill().unwrap();
     let begun = Instant::now();
     let daemon = daemon::of(&f.fixture.mnt);
-    assert_eq!(unsafe { libc::kill(daemon, libc::SIGTERM) }, 0);
+    daemon::signal(daemon, libc::SIGTERM);
     prompt("the caller", move || caller.wait().unwrap());
     eprintln!("the caller ended {:.1?} after SIGTERM", begun.elapsed());
     drop(held);
