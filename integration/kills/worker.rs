@@ -240,7 +240,7 @@ impl Worker {
             said.push(format!("{reached}: {difference}"));
             let next = stages.next().filter(|(_, op)| self.plain.apply(op).is_ok());
             let Some((name, _)) = next else {
-                panic!("{}\n{cut:?} was cut off\n{}", said.join("\n"), self.story());
+                panic!("{}\n{cut:?} was cut off\n{}", self.story(), said.join("\n"));
             };
             reached = name;
         }
@@ -290,14 +290,20 @@ impl Worker {
         | Op::Truncate(path, _)
         | Op::OpenTruncate(path) = op
             && let Some(stat) = there(path)
-            && self.is_metadata_copy(path, style)
+            && let Some(node) = found.0.get(path.as_bytes())
         {
             let stripped = stat.st_mode & 0o7777 & !(libc::S_ISUID | libc::S_ISGID);
-            stages.push(("S61", touch(path)));
-            if style.user_namespace {
-                stages.push(("S61", Op::Chmod(path.clone(), stripped)));
-                let times = (stat.st_mtime, stat.st_mtime_nsec);
-                stages.push(("S61", Op::Utimens(path.clone(), times)));
+            let modes = (stat.st_mode & 0o7777, node.mode & 0o7777);
+            // Root of a user namespace is anybody to the kernel here.
+            if style.user_namespace && modes != (stripped, stripped) && modes.1 == stripped {
+                stages.push(("S15", Op::Chmod(path.clone(), stripped)));
+            }
+            if self.is_metadata_copy(path, style) {
+                stages.push(("S61", touch(path)));
+                if style.user_namespace {
+                    let times = (stat.st_mtime, stat.st_mtime_nsec);
+                    stages.push(("S61", Op::Utimens(path.clone(), times)));
+                }
             }
         }
         stages.extend(match op {
