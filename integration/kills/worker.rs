@@ -253,10 +253,38 @@ impl Worker {
         found
     }
 
+    /// Where a path leads in the plain directory; None: nowhere, or out of it.
+    fn real_path(&self, path: &str, follows: bool) -> Option<String> {
+        let root = self.plain.root.canonicalize().unwrap();
+        let mut real = root.join(path);
+        // As many links as Linux follows.
+        for _ in 0..40 {
+            let parent = real.parent()?.canonicalize().ok()?;
+            real = parent.join(real.file_name()?);
+            match std::fs::read_link(&real) {
+                Ok(target) if follows => real = parent.join(target),
+                _ => return Some(real.strip_prefix(&root).ok()?.to_str()?.to_owned()),
+            }
+        }
+        None
+    }
+
     /// The states that a call passes through, after that before it: what leads to each from the last.
     fn stages(&self, cut: Option<&Op>, found: &Tree, style: Style) -> Vec<(&'static str, Op)> {
         const DONE: &str = "done";
-        let Some(op) = cut else { return Vec::new() };
+        let Some(cut) = cut else { return Vec::new() };
+        let mut op = cut.clone();
+        if let Op::Write(path, ..)
+        | Op::Append(path, _)
+        | Op::OpenTruncate(path)
+        | Op::Truncate(path, _)
+        | Op::Chmod(path, _) = &mut op
+            && let Some(real) = self.real_path(path, true)
+        {
+            // What a call leaves undone is not the link's that leads there.
+            *path = real;
+        }
+        let op = &op;
         let there = |path: &str| sys::lstat(self.plain.root.join(path)).ok();
         let is_dir =
             |path: &str| there(path).is_some_and(|s| s.st_mode & libc::S_IFMT == libc::S_IFDIR);
@@ -282,8 +310,14 @@ impl Worker {
                 .zip(after)
                 .is_some_and(|(a, b)| a != b && b >= self.plain.start)
         };
-        if let Some(dir) = ancestors(op).iter().find(|dir| is_touched(dir)) {
-            stages.push(("S16", touch(dir)));
+        for path in paths(op) {
+            let path = self.real_path(path, false).unwrap_or(path.clone());
+            let above = Path::new(&path).ancestors().skip(1);
+            let mut dirs = above.map(|dir| dir.to_str().unwrap().to_owned());
+            if let Some(dir) = dirs.find(&is_touched) {
+                stages.push(("S16", touch(&dir)));
+                break;
+            }
         }
         if let Op::Write(path, ..)
         | Op::Append(path, _)
@@ -417,16 +451,4 @@ fn paths(op: &Op) -> Vec<&String> {
         Op::Rename(from, to, _) | Op::Link(from, to) => vec![from, to],
         _ => Vec::new(),
     }
-}
-
-/// The directories that its paths lead through.
-fn ancestors(op: &Op) -> Vec<String> {
-    let of = |path: &&String| {
-        let above: Vec<_> = Path::new(path.as_str()).ancestors().skip(1).collect();
-        above
-            .into_iter()
-            .map(|dir| dir.to_str().unwrap().to_owned())
-            .collect::<Vec<_>>()
-    };
-    paths(op).iter().flat_map(of).collect()
 }
