@@ -283,3 +283,26 @@ fn volatile_syncs_all_at_its_end() {
     let calls = trace.end();
     assert_eq!(count(&calls, "syncfs", "/upper>"), 1, "{calls:?}");
 }
+
+/// Bug: what was synced was the layer's file, which holds the data, and the new attributes were not.
+#[test]
+fn fsync_of_a_metadata_copy_syncs_its_attributes() {
+    if !require_all(&["strace"]) {
+        return;
+    }
+    let Some(mut f) = fixture("trace-metadata", "auto") else {
+        return;
+    };
+    f.mount();
+    sys::chmod(f.at("file"), 0o600).unwrap();
+    let fd = sys::open(f.at("file"), libc::O_RDONLY, 0).unwrap();
+    assert_eq!(sys::pread(&fd, 100, 0).unwrap(), b"lower");
+    let marks = sys::listxattr(f.upper.join("file")).unwrap();
+    let metacopy = b"trusted.overlay.metacopy".as_slice();
+    assert!(marks.iter().any(|mark| mark == metacopy), "{marks:?}");
+    let trace = Trace::of(daemon::of(&f.mnt), f.scratch().join("syncing"));
+    sys::fsync(&fd).unwrap();
+    let syncing = trace.end();
+    assert_eq!(count(&syncing, "fsync", "/upper/file>"), 1, "{syncing:?}");
+    assert_eq!(syncing.len(), 1, "{syncing:?}");
+}

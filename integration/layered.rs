@@ -349,6 +349,25 @@ fn one_mount_to_an_upper() {
     assert_eq!(read(f.at("f")), "lower");
 }
 
+/// Bug: a daemon whose mount was gone already, and that had its upper for a moment yet, made the next
+/// mount fail.
+#[test]
+fn a_mount_waits_for_the_upper_of_one_that_ends() {
+    let Some(mut f) = union("patience", 1, |_| {}) else {
+        return;
+    };
+    f.umount();
+    let work = sys::open(&f.work, libc::O_RDONLY | libc::O_DIRECTORY, 0).unwrap();
+    let held = nix::fcntl::Flock::lock(work, nix::fcntl::FlockArg::LockExclusive).unwrap();
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        drop(held);
+    });
+    let output = f.try_mount();
+    end.join().unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+}
+
 #[test]
 fn killed_daemon_is_recovered() {
     let Some(mut f) = union("killed", 1, |lower| file(lower[0].join("f"), "lower")) else {

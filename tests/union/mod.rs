@@ -4,6 +4,7 @@ mod attr;
 mod copy_up;
 mod create;
 mod dialect;
+mod ending;
 mod interleave;
 mod link;
 mod lookup;
