@@ -17,6 +17,7 @@
 )]
 
 mod conformance;
+mod counters;
 mod differential;
 mod durability;
 mod failing;

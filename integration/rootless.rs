@@ -11,7 +11,7 @@ use crate::support::{Fixture, Mounted, PROGRAM, require_all, run, sys, text};
 
 /// `daemon`, which every Debian system has: fusermount3 insists on a name for its user.
 pub const USER: u32 = 1;
-const STRANGER: u32 = 12346;
+pub const STRANGER: u32 = 12346;
 
 /// The script's work is done inside the namespace, where the mount is.
 const SCRIPT: &str = r#"

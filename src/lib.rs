@@ -18,6 +18,7 @@ pub mod descriptor;
 pub mod error;
 pub mod fuse;
 pub mod layer;
+pub mod meter;
 pub mod sys;
 pub mod union;
 

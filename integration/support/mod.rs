@@ -10,6 +10,7 @@ pub mod process;
 pub mod random;
 pub mod script;
 pub mod slow_fs;
+pub mod stats;
 pub mod sys;
 mod systems;
 mod tree;

@@ -4,6 +4,7 @@ mod inspect;
 mod layers;
 mod mount;
 mod options;
+mod stats;
 mod umount;
 mod upper;
 
@@ -29,6 +30,7 @@ enum Command {
     Mount(Box<mount::Args>),
     Umount(umount::Args),
     Inspect(inspect::Args),
+    Stats(stats::Args),
 }
 
 /// Why the program ends, as the caller's `$?` shows it.
@@ -79,6 +81,7 @@ pub fn run() -> ExitCode {
         Command::Mount(args) => ("mount", mount::run(*args)),
         Command::Umount(args) => ("umount", umount::run(&args)),
         Command::Inspect(args) => ("inspect", inspect::run(&args)),
+        Command::Stats(args) => ("stats", stats::run(&args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

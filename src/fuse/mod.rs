@@ -7,6 +7,7 @@ pub mod convert;
 pub mod modes;
 pub mod pool;
 pub mod session;
+pub mod stats;
 
 mod more;
 mod ops;
@@ -26,6 +27,7 @@ use crate::union::{Lane, Target, Union};
 use convert::FOREVER;
 use modes::Modes;
 use pool::Pool;
+use stats::Requests;
 
 pub use session::{Options, serve, serve_with};
 
@@ -60,6 +62,7 @@ pub struct UnionFs {
     union: Arc<Union>,
     pool: Pool,
     modes: Arc<Modes>,
+    requests: Arc<Requests>,
     /// Whether to ask the kernel for passthrough.
     passthrough: bool,
 }
@@ -71,6 +74,7 @@ impl UnionFs {
             union,
             pool: Pool::default(),
             modes: Arc::default(),
+            requests: Arc::default(),
             passthrough,
         }
     }
@@ -78,12 +82,21 @@ impl UnionFs {
     /// Runs the job here if it cannot wait for a layer, else on the pool.
     fn run(&self, op: &'static str, lane: Option<Lane>, job: impl FnOnce(&Union) + Send + 'static) {
         match lane {
-            None => guard(op, || job(&self.union)),
+            None => self.here(op, || job(&self.union)),
             Some(lane) => {
-                let union = Arc::clone(&self.union);
-                self.pool.submit(op, lane, move || job(&union));
+                let (union, requests) = (Arc::clone(&self.union), Arc::clone(&self.requests));
+                let begun = requests.of(op).begin();
+                self.pool.submit(op, lane, move || {
+                    guard(op, || job(&union));
+                    requests.of(op).end(begun);
+                });
             }
         }
+    }
+
+    /// Runs the job here.
+    fn here(&self, op: &'static str, job: impl FnOnce()) {
+        self.requests.of(op).time(|| guard(op, job));
     }
 
     /// The lane of a request that reads.

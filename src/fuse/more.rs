@@ -92,7 +92,7 @@ impl UnionFs {
     ) {
         match (cmd, in_data.first_chunk::<4>()) {
             (GETFLAGS | GETFLAGS_32, _) if out_size >= 4 => {
-                self.run("get_flags", self.lane(ino), move |union| {
+                self.run("ioctl", self.lane(ino), move |union| {
                     match union.get_flags(ino) {
                         Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
                         Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
@@ -100,7 +100,7 @@ impl UnionFs {
                 });
             }
             (FSGETXATTR, _) if out_size as usize >= FSXATTR_SIZE => {
-                self.run("get_flags", self.lane(ino), move |union| {
+                self.run("ioctl", self.lane(ino), move |union| {
                     match union.get_flags(ino) {
                         Ok(flags) => reply.ioctl(0, &fsxattr(flags)),
                         Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
@@ -110,7 +110,7 @@ impl UnionFs {
             (SETFLAGS | SETFLAGS_32, Some(&flags)) => {
                 let flags = u32::from_ne_bytes(flags);
                 self.run(
-                    "set_flags",
+                    "ioctl",
                     self.changing(&[(ino, None)]),
                     move |union| match union.set_flags(ino, flags) {
                         Ok(()) => reply.ioctl(0, &[]),
@@ -118,7 +118,7 @@ impl UnionFs {
                     },
                 );
             }
-            _ => reply.error(Errno::ENOTTY),
+            _ => self.here("ioctl", || reply.error(Errno::ENOTTY)),
         }
     }
 }

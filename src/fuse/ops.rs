@@ -18,8 +18,8 @@ use fuser::{
 use super::convert::{self, FOREVER};
 use super::modes::Answer;
 use super::{
-    GENERATION, UnionFs, caller, guard, more, negotiate, negotiate_passthrough, reply_attr,
-    reply_empty, reply_entry, reply_xattr,
+    GENERATION, UnionFs, caller, more, negotiate, negotiate_passthrough, reply_attr, reply_empty,
+    reply_entry, reply_xattr, stats,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
@@ -61,7 +61,7 @@ impl Filesystem for UnionFs {
     }
 
     fn forget(&self, _: &Request, ino: Node, nlookup: u64) {
-        guard("forget", || self.union.forget(ino.0, nlookup));
+        self.here("forget", || self.union.forget(ino.0, nlookup));
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
@@ -306,7 +306,7 @@ impl Filesystem for UnionFs {
             };
         // The data lies in the receiver's buffer, which the next request overwrites.
         match self.changing(&[(ino.0, None)]) {
-            None => guard("write", || write(&self.union, data)),
+            None => self.here("write", || write(&self.union, data)),
             lane => {
                 let data = data.to_vec();
                 self.run("write", lane, move |union| write(union, &data));
@@ -316,7 +316,7 @@ impl Filesystem for UnionFs {
 
     /// Nothing is to be done on close; the kernel asks once and never again.
     fn flush(&self, _: &Request, _: Node, _: Fh, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        self.here("flush", || reply.error(Errno::ENOSYS));
     }
 
     fn release(
@@ -402,7 +402,7 @@ impl Filesystem for UnionFs {
 
     fn ioctl(
         &self,
-        _: &Request,
+        req: &Request,
         ino: Node,
         _: Fh,
         _: IoctlFlags,
@@ -411,6 +411,12 @@ impl Filesystem for UnionFs {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
+        if cmd == stats::ASK {
+            return self.here("ioctl", || {
+                self.requests
+                    .tell(req, ino.0, &self.union, in_data, out_size, reply);
+            });
+        }
         self.inode_flags(ino.0, cmd, in_data, out_size, reply);
     }
 
@@ -502,7 +508,7 @@ impl Filesystem for UnionFs {
 
     /// The kernel checks permissions itself, and never asks again.
     fn access(&self, _: &Request, _: Node, _: AccessFlags, reply: ReplyEmpty) {
-        reply.error(Errno::ENOSYS);
+        self.here("other", || reply.error(Errno::ENOSYS));
     }
 
     /// Files are always ready, and the kernel knows after the first answer.
@@ -516,6 +522,6 @@ impl Filesystem for UnionFs {
         _: PollFlags,
         reply: ReplyPoll,
     ) {
-        reply.error(Errno::ENOSYS);
+        self.here("other", || reply.error(Errno::ENOSYS));
     }
 }

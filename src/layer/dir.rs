@@ -14,6 +14,7 @@ use std::sync::Arc;
 use lru::LruCache;
 use parking_lot::Mutex;
 
+use super::asked::{Ask, Asked};
 use super::dialect;
 use super::reopen::{Epoch, Root};
 use crate::error::{Context, Error, Result};
@@ -32,6 +33,8 @@ pub struct Layer {
     pub(super) root: Root,
     /// A CVMFS client answers for attributes that nobody stored.
     pub cvmfs: bool,
+    /// What it was asked.
+    pub asked: Asked,
 }
 
 /// A kept directory: its layer, the opening of the layer that it is of, its hash.
@@ -79,6 +82,7 @@ impl Layer {
             seed,
             cvmfs: root.is_cvmfs(),
             root,
+            asked: Asked::default(),
         })
     }
 }
@@ -134,10 +138,16 @@ impl Lowers {
             return (0, Err(io::Error::from_raw_os_error(libc::EIO)));
         };
         let (epoch, root) = layer.root.current();
-        (epoch, self.walk(epoch, root, dir))
+        (epoch, self.walk(layer, epoch, root, dir))
     }
 
-    fn walk(&self, epoch: Epoch, root: Arc<OwnedFd>, dir: &LowerDir) -> io::Result<Arc<OwnedFd>> {
+    fn walk(
+        &self,
+        layer: &Layer,
+        epoch: Epoch,
+        root: Arc<OwnedFd>,
+        dir: &LowerDir,
+    ) -> io::Result<Arc<OwnedFd>> {
         let mut missing: Vec<&LowerDir> = Vec::new();
         let mut at = dir;
         let mut fd = loop {
@@ -152,7 +162,9 @@ impl Lowers {
         };
         for dir in missing.into_iter().rev() {
             let flags = libc::O_PATH | libc::O_DIRECTORY;
-            fd = Arc::new(file::openat(fd.as_fd(), &dir.name, flags, 0)?);
+            let open = || file::openat(fd.as_fd(), &dir.name, flags, 0);
+            let opened = layer.asked.ask(Ask::Walk, open)?;
+            fd = Arc::new(opened);
             self.kept
                 .lock()
                 .put((dir.layer, epoch, dir.hash), fd.clone());
@@ -175,6 +187,11 @@ impl Lowers {
         drop(gone);
     }
 
+    /// How many directories are open.
+    pub fn kept(&self) -> usize {
+        self.kept.lock().len()
+    }
+
     /// The layers, topmost first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
@@ -182,17 +199,23 @@ impl Lowers {
 
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
-        self.with(dir, name, "stat lower", |fd| meta::fstatat(fd, name))
+        self.with(dir, name, Ask::Stat, "stat lower", |fd| {
+            meta::fstatat(fd, name)
+        })
     }
 
     /// The names of all attributes that somebody stored, the unions' own among them.
     pub fn list_xattrs(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let raw = self.with(dir, name, "list xattrs of lower", |fd| {
-            match xattr::list(fd, name) {
+        let raw = self.with(
+            dir,
+            name,
+            Ask::Xattr,
+            "list xattrs of lower",
+            |fd| match xattr::list(fd, name) {
                 Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(Vec::new()),
                 other => other,
-            }
-        })?;
+            },
+        )?;
         let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
         let magic = |key: &[u8]| cvmfs && dialect::is_cvmfs_magic(key);
         let keys = raw
@@ -203,7 +226,7 @@ impl Lowers {
 
     /// The value of an attribute; ENODATA for an absent one.
     pub fn get_xattr(&self, dir: &LowerDir, name: &[u8], key: &CStr) -> Result<Vec<u8>> {
-        self.with(dir, name, "get xattr of lower", |fd| {
+        self.with(dir, name, Ask::Xattr, "get xattr of lower", |fd| {
             xattr::get(fd, name, key)
         })
     }

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
-use super::{LowerDir, Lowers, quiet};
+use super::{Ask, LowerDir, Lowers, quiet};
 use crate::error::Result;
 use crate::sys::{dirent, meta, xattr};
 
@@ -116,7 +116,7 @@ struct LayerListing {
 
 fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let cvmfs = lowers.layer(dir).is_some_and(|l| l.cvmfs);
-    let (raw, marks) = lowers.with(dir, b"", "read lower directory", |fd| {
+    let (raw, marks) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
         let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
         let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
         dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))?;
@@ -143,7 +143,7 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
                 kind = dtype_of(st.st_mode);
                 whiteout = kind == libc::DT_CHR && st.st_rdev == 0;
             } else if kind == libc::DT_REG && marks.holds_xattr_whiteouts {
-                whiteout = lowers.with(dir, &name, "read xattrs of lower", |fd| {
+                whiteout = lowers.with(dir, &name, Ask::Xattr, "read xattrs of lower", |fd| {
                     is_xattr_whiteout(fd, &name)
                 })?;
             }

@@ -2,12 +2,14 @@
 //!
 //! A lower directory is immutable, so what is learned of it here holds for ever.
 
+pub mod asked;
 pub mod dialect;
 pub mod dir;
 pub mod listing;
 pub mod quiet;
 pub mod reopen;
 
+pub use asked::Ask;
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing};
 pub use reopen::LowerFile;

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{LowerDir, Lowers, quiet};
+use super::{Ask, Layer, LowerDir, Lowers, quiet};
 use crate::error::{Error, Result};
 use crate::sys::meta::{self, Stat};
 use crate::sys::{file, xattr};
@@ -239,12 +239,14 @@ impl Lowers {
         &self,
         dir: &LowerDir,
         name: &[u8],
+        ask: Ask,
         what: &'static str,
         mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Result<T> {
-        self.attempt(dir, name, what, |_| {
+        self.attempt(dir, name, what, |layer, _| {
             let (epoch, fd) = self.open_dir(dir);
-            (epoch, fd.and_then(|fd| op(fd.as_fd())))
+            let op = |fd: Arc<OwnedFd>| layer.asked.ask(ask, || op(fd.as_fd()));
+            (epoch, fd.and_then(op))
         })
     }
 
@@ -255,9 +257,10 @@ impl Lowers {
         what: &'static str,
         mut op: impl FnMut(BorrowedFd<'_>) -> io::Result<T>,
     ) -> Result<T> {
-        self.attempt(&file.dir, &file.name, what, |again| {
-            let (epoch, fd) = self.open_file(file, again);
-            (epoch, fd.and_then(|fd| op(fd.as_fd())))
+        self.attempt(&file.dir, &file.name, what, |layer, again| {
+            let (epoch, fd) = self.open_file(layer, file, again);
+            let op = |fd: Arc<OwnedFd>| layer.asked.ask(Ask::Data, || op(fd.as_fd()));
+            (epoch, fd.and_then(op))
         })
     }
 
@@ -276,13 +279,13 @@ impl Lowers {
         dir: &LowerDir,
         name: &[u8],
         what: &'static str,
-        mut op: impl FnMut(bool) -> (Epoch, io::Result<T>),
+        mut op: impl FnMut(&Layer, bool) -> (Epoch, io::Result<T>),
     ) -> Result<T> {
         let layer = self
             .layer(dir)
             .ok_or_else(|| Error::new(libc::EIO, "layer"))?;
         let blame = |e: &io::Error| self.blame(told_as(what, e), dir, name);
-        let (epoch, first) = op(false);
+        let (epoch, first) = op(layer, false);
         let mut failed = match first {
             Ok(done) => return Ok(done),
             Err(e) => e,
@@ -292,7 +295,7 @@ impl Lowers {
         }
         if layer.root.revive(&layer.path, epoch, &blame(&failed)) {
             self.drop_kept(dir.layer, layer.root.current().0);
-            match op(true).1 {
+            match op(layer, true).1 {
                 Ok(done) => return Ok(done),
                 Err(e) => failed = e,
             }
@@ -307,8 +310,13 @@ impl Lowers {
     }
 
     /// The descriptor of the file; one of an older opening only for a first try.
-    fn open_file(&self, file: &LowerFile, again: bool) -> (Epoch, io::Result<Arc<OwnedFd>>) {
-        let current = self.layer(&file.dir).map_or(0, |l| l.root.current().0);
+    fn open_file(
+        &self,
+        layer: &Layer,
+        file: &LowerFile,
+        again: bool,
+    ) -> (Epoch, io::Result<Arc<OwnedFd>>) {
+        let current = layer.root.current().0;
         if let Some((epoch, fd)) = &*file.open.lock()
             && (!again || *epoch == current)
         {
@@ -316,7 +324,8 @@ impl Lowers {
         }
         let (epoch, dir) = self.open_dir(&file.dir);
         let opened = dir.and_then(|dir| {
-            let fd = quiet::open(dir.as_fd(), &file.name, libc::O_NONBLOCK)?;
+            let open = || quiet::open(dir.as_fd(), &file.name, libc::O_NONBLOCK);
+            let fd = layer.asked.ask(Ask::Open, open)?;
             // What a layer holds does not change, unless it is another one after all.
             if epoch > 0 && !file.is_same(&meta::fstatat(fd.as_fd(), b"")?) {
                 let error = Error::new(libc::EIO, "open lower, which is another file now");

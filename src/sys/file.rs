@@ -138,6 +138,16 @@ pub fn unlock(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_UN) }).map(drop)
 }
 
+/// An `ioctl` whose argument is a buffer that is read and then written; its number says how long.
+pub fn ask(fd: BorrowedFd<'_>, cmd: u32, buf: &mut [u8]) -> io::Result<()> {
+    if (cmd >> 16) as usize & 0x3fff != buf.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let cmd = libc::c_ulong::from(cmd);
+    // SAFETY: the kernel reads and writes as many bytes as the number says, which the buffer has.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), cmd, buf.as_mut_ptr()) }).map(drop)
+}
+
 /// `FS_IOC_GETFLAGS`.
 pub fn get_flags(fd: BorrowedFd<'_>) -> io::Result<u32> {
     fault::point("getflags")?;

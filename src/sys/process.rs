@@ -150,6 +150,11 @@ pub fn raise_open_files() -> io::Result<()> {
     Ok(())
 }
 
+/// The effective user.
+pub fn user() -> u32 {
+    unistd::geteuid().as_raw()
+}
+
 /// Whether the effective user is 0, here or in a user namespace.
 pub fn is_root() -> bool {
     unistd::geteuid().is_root()

@@ -130,6 +130,7 @@ impl Union {
         if !self.publish_copy(node, temp, keeps_data)? {
             return Ok(false);
         }
+        self.copied.object();
         let parent = node.state.read().links.first().map(|l| l.parent.clone());
         if let (Some(parent), Durability::Full) = (parent, self.upper()?.durability) {
             self.sync_dir(&parent, false)?;
@@ -261,6 +262,7 @@ impl Union {
             Ok(copy::clone(from, to.as_fd()).is_ok())
         })?;
         if cloned {
+            self.copied.data(size);
             return file::ftruncate(to.as_fd(), size).op("copy up file");
         }
         let mut at = 0;
@@ -271,6 +273,7 @@ impl Union {
             self.copy_range(&from, to.as_fd(), begin, end)?;
             at = end;
         }
+        self.copied.data(size);
         file::ftruncate(to.as_fd(), size).op("copy up file")
     }
 

@@ -10,7 +10,7 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Error, Result};
-use crate::layer::{Listed, Listing, LowerDir, LowerFile, Lowers};
+use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
@@ -43,6 +43,12 @@ impl Listings {
         Listings {
             kept: Mutex::new(Kept { listings, names: 0 }),
         }
+    }
+
+    /// How many are kept, and the number of names in them.
+    pub fn size(&self) -> (usize, usize) {
+        let kept = self.kept.lock();
+        (kept.listings.len(), kept.names)
     }
 
     fn get(&self, key: &Key) -> Option<Arc<Listing>> {
@@ -210,7 +216,7 @@ impl Union {
     /// The target of a symlink of a lower.
     pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
         self.lowers
-            .with(&at.dir, &at.name, "read link of lower", |fd| {
+            .with(&at.dir, &at.name, Ask::Link, "read link of lower", |fd| {
                 name::readlinkat(fd, &at.name)
             })
     }

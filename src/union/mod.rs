@@ -15,6 +15,7 @@ pub mod api;
 
 mod attr;
 mod copy_up;
+mod counts;
 mod create;
 mod file;
 mod lane;
@@ -52,6 +53,7 @@ use upper::Upper;
 /// How long the end waits for changes of names that are under way. None of them waits for a layer.
 const LAST_CHANGES: Duration = Duration::from_secs(1);
 
+pub use counts::{Counts, LayerCounts};
 pub use lane::{Lane, Target};
 
 /// A mounted stack. Its methods may be called from many threads at once.
@@ -64,6 +66,7 @@ pub struct Union {
     table: Table,
     listings: lowers::Listings,
     flights: copy_up::Flights,
+    copied: counts::Copied,
     handles: open::Handles,
     statfs: Mutex<Option<statfs::Kept>>,
 }
@@ -97,6 +100,7 @@ impl Union {
             table: Table::new(root),
             listings: lowers::Listings::new(config.limits.listings),
             flights: copy_up::Flights::default(),
+            copied: counts::Copied::default(),
             handles: open::Handles::default(),
             statfs: Mutex::new(None),
         };

@@ -84,6 +84,11 @@ impl Handles {
         handle.ok_or_else(|| Error::new(libc::EBADF, "unknown handle"))
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
     pub fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
         self.shard(fh).lock().remove(&fh)
     }

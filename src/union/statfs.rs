@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Union;
 use super::api::StatFs;
 use crate::error::{Context, Error, Result};
+use crate::layer::Ask;
 use crate::sys::meta;
 
 const FRESH: Duration = Duration::from_secs(1);
@@ -33,7 +34,7 @@ impl Union {
                     .first()
                     .ok_or_else(|| Error::new(libc::EIO, "no layer"))?;
                 self.lowers
-                    .with(top, b"", "statfs of lower", meta::fstatvfs)?
+                    .with(top, b"", Ask::Statfs, "statfs of lower", meta::fstatvfs)?
             }
         };
         let narrow = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);

@@ -275,6 +275,11 @@ impl Upper {
         }
     }
 
+    /// How many directories are kept open.
+    pub fn kept(&self) -> usize {
+        self.kept.lock().len()
+    }
+
     pub fn kept_dir(&self, node: &Node) -> Option<Arc<OwnedFd>> {
         if node.ino == ROOT {
             return Some(self.root.clone());
