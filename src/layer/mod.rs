@@ -3,13 +3,17 @@
 //! A lower directory is immutable, so what is learned of it here holds for ever.
 
 pub mod asked;
+pub mod attrs;
 pub mod dialect;
 pub mod dir;
 pub mod listing;
+pub mod name;
 pub mod quiet;
 pub mod reopen;
 
 pub use asked::Ask;
+pub use attrs::Attrs;
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing};
+pub use name::Name;
 pub use reopen::LowerFile;

@@ -10,6 +10,12 @@ use super::{EMPTY, check, cstr, fault};
 /// A `struct stat`.
 pub type Stat = libc::stat;
 
+/// One with 0 in each field.
+pub fn blank() -> Stat {
+    // SAFETY: the struct holds integers only, for which zeros are values.
+    unsafe { MaybeUninit::zeroed().assume_init() }
+}
+
 /// `lstat` of the name; triggers no automount.
 pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     fault::point("fstatat")?;

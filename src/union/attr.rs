@@ -2,7 +2,6 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Attr, Caller, Ino, Kind, SetAttr, SetTime, Time};
@@ -53,7 +52,7 @@ impl Union {
                 state.upper,
                 state.removed,
                 state.metacopy,
-                state.nlink_delta,
+                state.nlink_delta(),
             )
         };
         let mut stat = if upper {
@@ -62,11 +61,11 @@ impl Union {
             let lower = node.lower.as_ref();
             lower
                 .ok_or_else(|| Error::new(libc::EIO, "node without an object"))?
-                .stat
+                .stat()
         };
         let mut nlink = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
         if let (true, Some(lower)) = (metacopy, &node.lower) {
-            stat.st_blocks = lower.stat.st_blocks;
+            stat.st_blocks = lower.stat().st_blocks;
         }
         if removed {
             nlink = 0;
@@ -91,7 +90,7 @@ impl Union {
             uid: stat.st_uid,
             gid: stat.st_gid,
             rdev: if matches!(node.kind, Kind::Char | Kind::Block) {
-                node.rdev
+                node.rdev()
             } else {
                 0
             },
@@ -201,7 +200,7 @@ fn drop_privileges(caller: &Caller, node: &Node, at: &At) -> Result<()> {
     let mode = stat.st_mode & 0o7777;
     if stripped(mode) != mode {
         let owns = caller.uid == 0 || caller.uid == stat.st_uid;
-        if !owns && node.writers.load(Ordering::Relaxed) == 0 {
+        if !owns && !node.is_written() {
             return Err(Error::new(libc::EPERM, "drop set-id bits"));
         }
         meta::fchmodat(at.fd(), &at.name, stripped(mode)).op("drop set-id bits")?;

@@ -8,7 +8,6 @@ use std::collections::HashSet;
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -117,9 +116,8 @@ impl Union {
             }
             return Ok(true);
         }
-        let lower = node
-            .lower
-            .as_ref()
+        let lower = &node
+            .lower_at()
             .ok_or_else(|| Error::new(libc::EIO, "copy up nothing"))?;
         let keeps_data = want == Want::Meta
             && node.kind == Kind::File
@@ -131,7 +129,7 @@ impl Union {
             return Ok(false);
         }
         self.copied.object();
-        let parent = node.state.read().links.first().map(|l| l.parent.clone());
+        let parent = node.parent();
         if let (Some(parent), Durability::Full) = (parent, self.upper()?.durability) {
             self.sync_dir(&parent, false)?;
         }
@@ -315,37 +313,41 @@ impl Union {
         let tree = self.write_tree();
         let (removed, link) = {
             let state = node.state.read();
-            (state.removed, state.links.first().cloned())
+            let link = node.links(&state).next();
+            (
+                state.removed,
+                link.map(|l| (l.parent.clone(), l.name.to_vec())),
+            )
         };
         if removed {
             // Its names are gone, but it is open: it goes on without a name.
             let fd = temp.place().open(libc::O_PATH)?;
             drop(temp);
             let mut state = node.state.write();
-            state.orphan = Some(Arc::new(fd));
+            state.set_orphan(Some(fd));
             state.upper = true;
             state.metacopy = keeps_data;
             drop(state);
             node.moved();
             return Ok(true);
         }
-        let link = link.ok_or_else(|| Error::new(libc::EIO, "copy up without a name"))?;
-        if !link.parent.state.read().upper {
+        let (parent, name) = link.ok_or_else(|| Error::new(libc::EIO, "copy up without a name"))?;
+        if !parent.state.read().upper {
             return Ok(false);
         }
         let shared = node
             .lower
             .as_ref()
-            .filter(|l| !node.is_dir() && l.stat.st_nlink > 1);
+            .filter(|l| !node.is_dir() && l.is_shared());
         let mut delta = 0;
         if let Some(lower) = shared {
             // Two names are in the upper then: this one and the index entry.
-            delta = i64::try_from(lower.stat.st_nlink)
+            delta = i64::try_from(lower.stat().st_nlink)
                 .unwrap_or(i64::MAX)
                 .saturating_sub(2);
             self.index_copy(upper, node.ino, &temp, delta)?;
         }
-        if let Err(e) = self.commit_copy(&tree, &link.parent, &link.name, temp, node) {
+        if let Err(e) = self.commit_copy(&tree, &parent, &name, temp, node) {
             if shared.is_some() {
                 let entry = upper.index_place(node.ino)?;
                 best_effort("clean index", name::unlinkat(entry.fd(), &entry.name));
@@ -356,10 +358,8 @@ impl Union {
         state.upper = true;
         state.metacopy = keeps_data;
         state.indexed = shared.is_some();
-        state.nlink_delta = delta;
-        for known in &mut state.links {
-            known.in_upper |= known.is(&link.parent, &link.name);
-        }
+        state.set_nlink_delta(delta);
+        node.settle_link(&mut state, &parent, &name, true);
         drop(state);
         node.moved();
         Ok(true)
@@ -417,9 +417,7 @@ impl Union {
         let tree = self.write_tree();
         let alone = {
             let state = node.state.read();
-            state
-                .links
-                .iter()
+            node.links(&state)
                 .any(|l| l.is(parent, name) && !l.in_upper)
         };
         if !alone {
@@ -428,7 +426,7 @@ impl Union {
         let temp = Temp::new(upper);
         let from = self.place(&tree, node)?;
         name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
-        let delta = node.state.read().nlink_delta - 1;
+        let delta = node.state.read().nlink_delta() - 1;
         let note = |value: &[u8]| match upper.space {
             Space::None => Ok(()),
             _ => upper.set_mark(&from, Mark::Nlink, value),
@@ -439,7 +437,7 @@ impl Union {
             return Err(e);
         }
         node.add_link(parent, name, true);
-        node.state.write().nlink_delta = delta;
+        node.state.write().set_nlink_delta(delta);
         Ok(())
     }
 
@@ -460,13 +458,13 @@ impl Union {
             Err(e) if absent(&e) => None,
             other => Some(other.op("read capabilities")?),
         };
-        match (&node.lower, want) {
+        match (node.lower_at(), want) {
             (Some(lower), Want::Data) => {
                 // A truncation that a crash cut off may have made it shorter.
                 let size = u64::try_from(before.st_size.min(lower.stat.st_size)).unwrap_or(0);
                 // The disk may be full of what did arrive.
                 let undo = |_: &Error| best_effort("empty a metadata copy", punch(&fd, size));
-                let copied = self.copy_data(lower, &fd, size).inspect_err(undo);
+                let copied = self.copy_data(&lower, &fd, size).inspect_err(undo);
                 // Also after half of it: the time and the privileges are the user's to lose, not ours.
                 let kept = restore_times(&at, &before)
                     .and_then(|()| restore_privileges(&at, &before, capability.as_deref()));
@@ -485,7 +483,7 @@ impl Union {
         upper.clear_mark(&at, Mark::Metacopy)?;
         upper.clear_mark(&at, Mark::Redirect)?;
         node.state.write().metacopy = false;
-        node.generation.fetch_add(1, Ordering::Release);
+        node.moved();
         Ok(())
     }
 }
@@ -510,7 +508,7 @@ fn missing_parent(node: &Arc<Node>) -> Option<Arc<Node>> {
     if state.upper || state.removed {
         return None;
     }
-    let parent = state.links.first().map(|l| l.parent.clone())?;
+    let parent = state.parent().cloned()?;
     let missing = !parent.state.read().upper;
     missing.then_some(parent)
 }

@@ -184,7 +184,7 @@ impl Union {
             let made = self.make_in_work(upper, &plan, inherit, opaque)?;
             (made.at.stat()?, made.publish(&to, &plan)?)
         };
-        let node = self.born(&stat, plan.special);
+        let node = self.born(name, &stat, plan.special);
         index.set(name, Some(node.kind.dtype()), false);
         drop(index);
         node.add_link(parent, name, true);

@@ -97,6 +97,6 @@ impl Union {
             return None;
         }
         layers.extend(node.lower.as_ref().map(|l| l.dir.layer));
-        state.links.first().map(|l| l.parent.clone())
+        state.parent().cloned()
     }
 }

@@ -65,8 +65,8 @@ impl Union {
             return Err(Error::new(libc::EINVAL, "read link"));
         }
         let upper = node.state.read().upper;
-        match &node.lower {
-            Some(lower) if !upper => self.read_lower_link(lower),
+        match node.lower_at() {
+            Some(lower) if !upper => self.read_lower_link(&lower),
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, &node)?;

@@ -4,21 +4,21 @@ use std::ffi::OsStr;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use parking_lot::{MappedMutexGuard, MutexGuard, RwLock};
+use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
 use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
-use super::node::{Dir, Held, Index, LowerAt, Node, State};
+use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
 use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
-use crate::layer::{LowerDir, Lowers, dialect};
+use crate::layer::{Lowers, dialect};
 use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
 
@@ -41,32 +41,16 @@ pub fn root(lowers: &Lowers, upper: Option<&Upper>, owner: Owner) -> Result<Node
             Some(at)
         }
     };
-    let state = State {
-        upper: upper.is_some(),
-        ..State::default()
-    };
-    let mut node = Node {
-        ino: ROOT,
-        kind: Kind::Dir,
-        rdev: 0,
-        lower,
-        dir: Some(Dir {
-            lowers: dirs,
-            ..Dir::default()
-        }),
-        state: RwLock::new(state),
-        generation: AtomicU64::new(0),
-        writers: AtomicU32::new(0),
-        bare: AtomicBool::new(bare),
-    };
-    if upper.is_none() && node.lower.is_none() {
+    let state = State::new(upper.is_some());
+    if upper.is_none() && lower.is_none() {
         return Err(Error::new(
             libc::EINVAL,
             "an image without layers needs an upper",
         ));
     }
-    *node.bare.get_mut() &= upper.is_some();
-    Ok(node)
+    bare &= upper.is_some();
+    let dir = (Kind::Dir, 0);
+    Ok(Node::new(ROOT, dir, b"", lower, dirs, state, bare))
 }
 
 /// Whether a `.wh..wh..opq` makes an upper directory opaque.
@@ -144,7 +128,7 @@ impl Union {
                     let watch = self.table.watch(seen.ino);
                     drop(tree);
                     let below = self.below_upper(&seen, parent, listing.get(name))?;
-                    (watch, self.upper_node(seen, below))
+                    (watch, self.upper_node(seen, name, below))
                 }
                 Some(_) => return Ok(None),
                 None => {
@@ -333,17 +317,14 @@ impl Union {
         Ok(below)
     }
 
-    fn upper_node(&self, seen: Seen, below: Option<Below>) -> Node {
-        let (kind, rdev) = seen.kind();
+    fn upper_node(&self, seen: Seen, name: &[u8], below: Option<Below>) -> Node {
         let (lower, dirs) = below.map_or((None, Vec::new()), |b| (Some(b.at), b.dirs));
-        let state = State {
-            upper: true,
-            metacopy: seen.marks.metacopy,
-            indexed: seen.marks.nlink.is_some(),
-            nlink_delta: seen.marks.nlink.unwrap_or(0),
-            ..State::default()
-        };
-        new_node(seen.ino, kind, rdev, lower, dirs, state, !seen.marks.others)
+        let mut state = State::new(true);
+        state.metacopy = seen.marks.metacopy;
+        state.indexed = seen.marks.nlink.is_some();
+        state.set_nlink_delta(seen.marks.nlink.unwrap_or(0));
+        let bare = !seen.marks.others;
+        Node::new(seen.ino, seen.kind(), name, lower, dirs, state, bare)
     }
 
     /// The node of a lower object. One of several names may have been copied up under another.
@@ -363,33 +344,33 @@ impl Union {
                 };
                 // Another kind under that number is not of this union.
                 if seen.kind().0 == kind {
-                    let mut node = self.upper_node(seen, Some(below));
+                    let name = below.at.name.clone();
+                    let mut node = self.upper_node(seen, &name, Some(below));
                     node.state.get_mut().indexed = true;
                     return Ok(node);
                 }
             }
         }
-        Ok(new_node(
+        let (name, state) = (below.at.name.clone(), State::new(false));
+        let (lower, dirs) = (Some(below.at), below.dirs);
+        Ok(Node::new(
             below.ino,
-            kind,
-            rdev,
-            Some(below.at),
-            below.dirs,
-            State::default(),
+            (kind, rdev),
+            &name,
+            lower,
+            dirs,
+            state,
             false,
         ))
     }
 
     /// The node of an object that was just made in the upper.
-    pub(super) fn born(&self, stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
+    pub(super) fn born(&self, name: &[u8], stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
         let ino = stat.st_ino & !LOWER_BIT;
-        let (kind, rdev) = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
-        let state = State {
-            upper: true,
-            ..State::default()
-        };
+        let kind = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
+        let state = State::new(true);
         let node = self.table.intern(ino, || {
-            let node = new_node(ino, kind, rdev, None, Vec::new(), state, false);
+            let node = Node::new(ino, kind, name, None, Vec::new(), state, false);
             if let Some(dir) = &node.dir {
                 dir.homegrown.store(true, Ordering::Relaxed);
                 *dir.index.lock() = Some(Index::default());
@@ -397,32 +378,6 @@ impl Union {
             node
         });
         self.table.used(node)
-    }
-}
-
-fn new_node(
-    ino: Ino,
-    kind: Kind,
-    rdev: u64,
-    lower: Option<LowerAt>,
-    dirs: Vec<Arc<LowerDir>>,
-    state: State,
-    bare: bool,
-) -> Node {
-    let dir = (kind == Kind::Dir).then(|| Dir {
-        lowers: dirs,
-        ..Dir::default()
-    });
-    Node {
-        ino,
-        kind,
-        rdev,
-        lower,
-        dir,
-        state: RwLock::new(state),
-        generation: AtomicU64::new(0),
-        writers: AtomicU32::new(0),
-        bare: AtomicBool::new(bare),
     }
 }
 

@@ -180,7 +180,7 @@ impl Union {
         };
         let at = LowerAt {
             dir: top.clone(),
-            name: entry.name.clone(),
+            name: (*entry.name).into(),
             stat,
         };
         Ok(Below {

@@ -144,9 +144,9 @@ impl Union {
             return Ok(());
         };
         if upper.adopts_root()?
-            && let Some(lower) = &root.lower
+            && let Some(lower) = root.lower_at()
         {
-            self.copy_metadata(lower, &root, &upper.root_place())?;
+            self.copy_metadata(&lower, &root, &upper.root_place())?;
             upper.note_adoption()?;
         }
         if root.as_dir()?.lowers.is_empty() {

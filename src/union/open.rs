@@ -37,7 +37,7 @@ pub struct Handle {
     pub node: Arc<Node>,
     pub flags: i32,
     /// The data, and the node's generation that they are of.
-    data: Mutex<Option<(u64, Data)>>,
+    data: Mutex<Option<(u16, Data)>>,
 }
 
 fn may_write(flags: i32) -> bool {
@@ -47,7 +47,7 @@ fn may_write(flags: i32) -> bool {
 impl Drop for Handle {
     fn drop(&mut self) {
         if may_write(self.flags) {
-            self.node.writers.fetch_sub(1, Ordering::Relaxed);
+            self.node.end_writing();
         }
     }
 }
@@ -60,10 +60,10 @@ pub struct Handles {
 }
 
 impl Handles {
-    pub fn add(&self, node: Arc<Node>, flags: i32, data: Option<(u64, Data)>) -> u64 {
+    pub fn add(&self, node: Arc<Node>, flags: i32, data: Option<(u16, Data)>) -> u64 {
         let fh = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         if may_write(flags) {
-            node.writers.fetch_add(1, Ordering::Relaxed);
+            node.begin_writing();
         }
         let handle = Arc::new(Handle {
             node,
@@ -133,13 +133,13 @@ impl Union {
     }
 
     /// The data, wherever they are now. A file of a lower is opened when it is read.
-    fn open_data(&self, node: &Node, flags: i32) -> Result<(u64, Data)> {
-        let generation = node.generation.load(Ordering::Acquire);
+    fn open_data(&self, node: &Node, flags: i32) -> Result<(u16, Data)> {
+        let generation = node.generation();
         let (upper, metacopy) = {
             let state = node.state.read();
             (state.upper, state.metacopy)
         };
-        let data = match (&node.lower, upper && !metacopy) {
+        let data = match (node.lower_at(), upper && !metacopy) {
             (Some(lower), false) => Data::Lower(Arc::new(lower.file())),
             _ => {
                 let tree = self.read_tree();
@@ -183,7 +183,7 @@ impl Union {
     }
 
     pub(super) fn data_of(&self, handle: &Handle) -> Result<Data> {
-        let generation = handle.node.generation.load(Ordering::Acquire);
+        let generation = handle.node.generation();
         if let Some((of, data)) = &*handle.data.lock()
             && *of == generation
         {
@@ -213,7 +213,7 @@ impl Union {
         drop(state);
         let data = handle.data.lock();
         let (generation, data) = data.as_ref()?;
-        let current = *generation == handle.node.generation.load(Ordering::Acquire);
+        let current = *generation == handle.node.generation();
         match data {
             Data::Upper(fd) if settled && current => Some(fd.clone()),
             _ => None,
@@ -222,7 +222,7 @@ impl Union {
 
     /// A handle of something that was just made and is open already.
     pub(super) fn opened(&self, node: Arc<Node>, flags: i32, fd: OwnedFd) -> u64 {
-        let generation = node.generation.load(Ordering::Acquire);
+        let generation = node.generation();
         self.handles.add(
             node,
             flags & !libc::O_TRUNC,

@@ -85,7 +85,7 @@ impl Union {
         }
         let (parent, name) = {
             let state = node.state.read();
-            if let Some(fd) = &state.orphan {
+            if let Some(fd) = state.orphan() {
                 return Ok(At {
                     dir: fd.clone(),
                     name: Vec::new(),
@@ -94,15 +94,15 @@ impl Union {
             if state.indexed {
                 return upper.index_place(node.ino);
             }
-            let link = state.links.iter().find(|l| l.in_upper);
-            if let (None, Some(fd)) = (link, &state.spare) {
+            let link = node.links(&state).find(|l| l.in_upper);
+            if let (None, Some(fd)) = (link, state.spare()) {
                 return Ok(At {
                     dir: fd.clone(),
                     name: Vec::new(),
                 });
             }
             let link = link.ok_or_else(|| Error::new(libc::ESTALE, "no place in the upper"))?;
-            (link.parent.clone(), link.name.clone())
+            (link.parent.clone(), link.name.to_vec())
         };
         self.child_place(tree, &parent, &name)
     }
@@ -121,7 +121,7 @@ impl Union {
         let upper = self.upper()?;
         let mut missing: Vec<(u64, Box<[u8]>)> = Vec::new();
         let mut known = upper.kept_dir(node);
-        let mut next = first_parent(node);
+        let mut next = node.parent();
         if known.is_none() {
             missing.push((node.ino, name_of(node)?));
         }
@@ -136,7 +136,7 @@ impl Union {
             if known.is_none() {
                 missing.push((parent.ino, name_of(&parent)?));
             }
-            next = first_parent(&parent);
+            next = parent.parent();
         };
         for (ino, name) in missing.into_iter().rev() {
             let stored = upper.stored(&name)?;
@@ -149,15 +149,11 @@ impl Union {
     }
 }
 
-fn first_parent(node: &Node) -> Option<Arc<Node>> {
-    node.state.read().links.first().map(|l| l.parent.clone())
-}
-
 fn name_of(node: &Node) -> Result<Box<[u8]>> {
     let state = node.state.read();
-    let link = state
-        .links
-        .first()
+    let link = node
+        .links(&state)
+        .next()
         .ok_or_else(|| Error::new(libc::ENOENT, "removed directory"))?;
-    Ok(link.name.clone())
+    Ok(link.name.into())
 }

@@ -86,7 +86,7 @@ impl Union {
             cookie = DOT;
         }
         if cookie < DOTDOT {
-            let parent = node.state.read().links.first().map(|l| l.parent.clone());
+            let parent = node.parent();
             if !each(parent.as_ref().unwrap_or(&node), b"..", DOTDOT)? {
                 return Ok(());
             }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Union;
 use super::api::Ino;
 use super::copy_up::Want;
-use super::node::{Index, Link, Node};
+use super::node::{Index, Link, Lower, Node};
 use super::place::{At, Tree};
 use super::table::Used;
 use super::upper::Style;
@@ -94,11 +94,9 @@ impl Union {
     ) -> Result<()> {
         let only_below = {
             let state = node.state.read();
-            state
-                .links
-                .iter()
+            node.links(&state)
                 .any(|l| l.is(parent, name) && !l.in_upper)
-                && (state.upper || node.lower.as_ref().is_some_and(|l| l.stat.st_nlink > 1))
+                && (state.upper || node.lower.as_ref().is_some_and(Lower::is_shared))
         };
         if only_below && !node.is_dir() {
             self.link_alias(node, parent, name)?;
@@ -119,11 +117,9 @@ impl Union {
             Some(h) if h.object.is_none() => return Ok(None),
             held => held.is_some(),
         };
+        let state = node.state.read();
         let known = node
-            .state
-            .read()
-            .links
-            .iter()
+            .links(&state)
             .any(|l| l.is(parent, name) && l.in_upper == in_upper);
         Ok(known.then_some(in_upper))
     }
@@ -159,9 +155,9 @@ impl Union {
         if !node.is_dir() {
             let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
             let state = node.state.read();
-            if links + state.nlink_delta > 1 {
-                let known = |l: &Link| l.in_upper && !l.is(parent, name);
-                if state.indexed || state.links.iter().any(known) {
+            if links + state.nlink_delta() > 1 {
+                let known = |l: Link<'_>| l.in_upper && !l.is(parent, name);
+                if state.indexed || node.links(&state).any(known) {
                     return Ok(Leaving::Others(None));
                 }
                 drop(state);
@@ -184,14 +180,14 @@ impl Union {
         let orphan = match leaving {
             Leaving::Last(orphan) => orphan,
             Leaving::Others(spare) => {
-                node.state.write().spare = spare.map(Arc::new);
+                node.state.write().set_spare(spare);
                 return Ok(());
             }
         };
         let mut state = node.state.write();
         state.removed = true;
         let indexed = std::mem::take(&mut state.indexed);
-        state.orphan = orphan.map(Arc::new);
+        state.set_orphan(orphan);
         drop(state);
         let upper = self.upper()?;
         upper.drop_dir(node.ino);

@@ -166,7 +166,7 @@ impl Union {
         }
         let tree = self.read_tree();
         let place = self.place(&tree, node)?;
-        match &node.lower {
+        match node.lower_at() {
             Some(lower) if merges && lower.path().len() > MAX_REDIRECT => Err(Error::new(
                 libc::EXDEV,
                 "rename a directory of a lower, whose path is too long",
@@ -421,7 +421,7 @@ fn refuse_loop(node: &Arc<Node>, parent: &Arc<Node>) -> Result<()> {
         if Arc::ptr_eq(&dir, node) {
             return Err(Error::new(libc::EINVAL, "move a directory into itself"));
         }
-        at = dir.state.read().links.first().map(|l| l.parent.clone());
+        at = dir.parent();
     }
     Ok(())
 }

@@ -3,9 +3,12 @@
 //! A node stays while the kernel counts lookups of it, and while anything here holds it: a child holds
 //! its parents, an open handle its node.
 
-use std::collections::HashMap;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -24,7 +27,7 @@ pub struct Table {
 
 #[derive(Debug, Default)]
 struct Shard {
-    nodes: HashMap<Ino, Entry>,
+    nodes: HashSet<Entry>,
     watched: HashMap<Ino, Watched>,
     forgets: u32,
 }
@@ -46,10 +49,41 @@ pub struct Watch<'a> {
     since: u64,
 }
 
+/// A node, found by its number.
 #[derive(Debug)]
-struct Entry {
-    node: Arc<Node>,
-    lookups: u64,
+struct Entry(Arc<Node>);
+
+/// A node that was looked up so often stays for ever.
+const FOREVER: u32 = u32::MAX;
+
+impl Entry {
+    fn lookups(&self) -> u32 {
+        self.0.lookups.load(Ordering::Relaxed)
+    }
+
+    fn is_unused(&self) -> bool {
+        self.lookups() == 0 && Arc::strong_count(&self.0) == 1
+    }
+}
+
+impl Borrow<Ino> for Entry {
+    fn borrow(&self) -> &Ino {
+        &self.0.ino
+    }
+}
+
+impl PartialEq for Entry {
+    fn eq(&self, other: &Entry) -> bool {
+        self.0.ino == other.0.ino
+    }
+}
+
+impl Eq for Entry {}
+
+impl Hash for Entry {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.ino.hash(state);
+    }
 }
 
 /// A node that a request uses, and that it may be the first to know. Afterwards the table lets go of it,
@@ -87,14 +121,9 @@ impl Table {
         let table = Table {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
         };
-        let node = Arc::new(root);
-        table.shard(ROOT).lock().nodes.insert(
-            ROOT,
-            Entry {
-                node,
-                lookups: u64::MAX / 2,
-            },
-        );
+        root.lookups.store(FOREVER, Ordering::Relaxed);
+        let root = Entry(Arc::new(root));
+        table.shard(ROOT).lock().nodes.insert(root);
         table
     }
 
@@ -105,11 +134,7 @@ impl Table {
 
     /// The node, if it is known.
     pub fn find(&self, ino: Ino) -> Option<Arc<Node>> {
-        self.shard(ino)
-            .lock()
-            .nodes
-            .get(&ino)
-            .map(|e| e.node.clone())
+        self.shard(ino).lock().nodes.get(&ino).map(|e| e.0.clone())
     }
 
     /// The node; ESTALE for a number that nobody was given.
@@ -121,11 +146,12 @@ impl Table {
     /// The node of that number, made if it is new.
     pub fn intern(&self, ino: Ino, make: impl FnOnce() -> Node) -> Arc<Node> {
         let mut shard = self.shard(ino).lock();
-        let entry = shard.nodes.entry(ino).or_insert_with(|| Entry {
-            node: Arc::new(make()),
-            lookups: 0,
-        });
-        entry.node.clone()
+        if let Some(entry) = shard.nodes.get(&ino) {
+            return entry.0.clone();
+        }
+        let node = Arc::new(make());
+        shard.nodes.insert(Entry(node.clone()));
+        node
     }
 
     /// The node for the time of a request.
@@ -152,11 +178,13 @@ impl Table {
     /// Counts a lookup.
     pub fn count(&self, node: &Arc<Node>) {
         let mut shard = self.shard(node.ino).lock();
-        let entry = shard.nodes.entry(node.ino).or_insert_with(|| Entry {
-            node: node.clone(),
-            lookups: 0,
-        });
-        entry.lookups += 1;
+        if let Some(entry) = shard.nodes.get(&node.ino) {
+            let lookups = entry.lookups().saturating_add(1);
+            entry.0.lookups.store(lookups, Ordering::Relaxed);
+        } else {
+            node.lookups.store(1, Ordering::Relaxed);
+            shard.nodes.insert(Entry(node.clone()));
+        }
     }
 
     /// Takes `n` lookups back.
@@ -164,20 +192,20 @@ impl Table {
         let idle = {
             let mut shard = self.shard(ino).lock();
             shard.forgets += 1;
-            if let Some(entry) = shard.nodes.get_mut(&ino) {
-                entry.lookups = entry.lookups.saturating_sub(n);
+            if let Some(entry) = shard.nodes.get(&ino)
+                && entry.lookups() != FOREVER
+            {
+                let n = u32::try_from(n).unwrap_or(FOREVER);
+                let lookups = entry.lookups().saturating_sub(n);
+                entry.0.lookups.store(lookups, Ordering::Relaxed);
             }
             if shard.forgets < SWEEP {
                 vec![ino]
             } else {
                 shard.forgets = 0;
-                let unused = |e: &&Entry| e.lookups == 0;
-                shard
-                    .nodes
-                    .values()
-                    .filter(unused)
-                    .map(|e| e.node.ino)
-                    .collect()
+                let unused = |e: &&Entry| e.lookups() == 0;
+                let nodes = shard.nodes.iter().filter(unused);
+                nodes.map(|e| e.0.ino).collect()
             }
         };
         for ino in idle {
@@ -191,19 +219,18 @@ impl Table {
         while let Some(ino) = candidates.pop() {
             let gone = {
                 let mut shard = self.shard(ino).lock();
-                let unused = |e: &Entry| e.lookups == 0 && Arc::strong_count(&e.node) == 1;
-                if shard.nodes.get(&ino).is_some_and(unused) {
+                if shard.nodes.get(&ino).is_some_and(Entry::is_unused) {
                     if let Some(watched) = shard.watched.get_mut(&ino) {
                         watched.gone += 1;
                     }
-                    shard.nodes.remove(&ino)
+                    shard.nodes.take(&ino)
                 } else {
                     None
                 }
             };
             if let Some(entry) = gone {
-                let state = entry.node.state.read();
-                candidates.extend(state.links.iter().map(|l| l.parent.ino));
+                let state = entry.0.state.read();
+                candidates.extend(state.parents().map(|parent| parent.ino));
                 drop(state);
                 drop(entry);
             }
@@ -222,17 +249,13 @@ impl Watch<'_> {
     pub fn intern(self, node: Node) -> Option<Arc<Node>> {
         let mut shard = self.table.shard(self.ino).lock();
         if let Some(entry) = shard.nodes.get(&self.ino) {
-            return Some(entry.node.clone());
+            return Some(entry.0.clone());
         }
         if shard.watched.get(&self.ino).map(|w| w.gone) != Some(self.since) {
             return None;
         }
         let node = Arc::new(node);
-        let entry = Entry {
-            node: node.clone(),
-            lookups: 0,
-        };
-        shard.nodes.insert(self.ino, entry);
+        shard.nodes.insert(Entry(node.clone()));
         Some(node)
     }
 }

@@ -284,7 +284,7 @@ impl Upper {
         if node.ino == ROOT {
             return Some(self.root.clone());
         }
-        if let Some(fd) = &node.state.read().orphan {
+        if let Some(fd) = node.state.read().orphan() {
             return Some(fd.clone());
         }
         self.kept.lock().get(&node.ino).cloned()

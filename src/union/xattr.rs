@@ -40,7 +40,7 @@ impl Union {
                 if magic && self.lowers.layer(&lower.dir).is_some_and(|l| l.cvmfs) {
                     return Err(absent());
                 }
-                self.lowers.get_xattr(&lower.dir, &lower.name, &name)
+                self.lowers.get_xattr(&lower.dir, &node.name, &name)
             }
             _ => {
                 let tree = self.read_tree();
@@ -68,7 +68,7 @@ impl Union {
         }
         let upper = node.state.read().upper;
         let raw = match &node.lower {
-            Some(lower) if !upper => self.lowers.list_xattrs(&lower.dir, &lower.name)?,
+            Some(lower) if !upper => self.lowers.list_xattrs(&lower.dir, &node.name)?,
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
