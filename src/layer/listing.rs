@@ -9,26 +9,47 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
+use super::dir::LayerIndex;
 use super::{Ask, LowerDir, Lowers, quiet};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::{dirent, meta, xattr};
 
 /// One name of the merged lower listing.
-#[derive(Debug)]
-pub struct Listed {
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
     /// Never `.`, `..`, a marker or a catalogue of CVMFS.
-    pub name: Box<[u8]>,
+    pub name: &'a [u8],
     /// `DT_*`.
     pub kind: u8,
     /// The directories that hold the name, topmost first: one, or for a directory all that merge.
-    pub owners: Vec<Arc<LowerDir>>,
+    pub owners: &'a [Arc<LowerDir>],
 }
 
-/// What all the lowers say about the names in one directory.
+/// What all the lowers say about the names in one directory, in the order of their bytes: so a name
+/// keeps its place when the listing is read again. Some 12 bytes are kept beside a name.
 #[derive(Debug, Default)]
 pub struct Listing {
-    entries: Vec<Listed>,
-    by_name: HashMap<Box<[u8]>, usize>,
+    entries: Box<[Entry]>,
+    /// All names, one after the other.
+    names: Box<[u8]>,
+    /// The sets of owners that occur.
+    owners: Box<[Box<[Arc<LowerDir>]>]>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Where the name begins.
+    begin: u32,
+    owners: u32,
+    len: u8,
+    kind: u8,
+}
+
+/// A name while the listing is read.
+struct Found {
+    name: Box<[u8]>,
+    kind: u8,
+    owners: Vec<Arc<LowerDir>>,
 }
 
 /// What is said of a name by the layers above.
@@ -41,7 +62,7 @@ enum Seen {
 impl Listing {
     /// Reads the listing. A layer that fails fails it all: a partial one would lose files.
     pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
-        let mut entries: Vec<Listed> = Vec::new();
+        let mut entries: Vec<Found> = Vec::new();
         let mut seen: HashMap<Box<[u8]>, Seen> = HashMap::new();
         for dir in dirs {
             let layer = read_layer(lowers, dir)?;
@@ -52,7 +73,7 @@ impl Listing {
                             name.clone(),
                             Seen::Entry(entries.len(), kind == libc::DT_DIR),
                         );
-                        entries.push(Listed {
+                        entries.push(Found {
                             name,
                             kind,
                             owners: vec![dir.clone()],
@@ -78,22 +99,66 @@ impl Listing {
                 break;
             }
         }
-        let by_name = entries
-            .iter()
-            .enumerate()
-            .map(|(i, e)| (e.name.clone(), i))
-            .collect();
-        Ok(Listing { entries, by_name })
+        Listing::pack(entries)
+    }
+
+    fn pack(mut found: Vec<Found>) -> Result<Listing> {
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let mut names = Vec::with_capacity(found.iter().map(|f| f.name.len()).sum());
+        let mut sets: HashMap<Vec<LayerIndex>, u32> = HashMap::new();
+        let mut owners = Vec::new();
+        let mut entries = Vec::with_capacity(found.len());
+        for f in found {
+            let too_many = |_| Error::new(libc::EOVERFLOW, "list a directory");
+            let (begin, new) = (names.len(), owners.len());
+            let layers = f.owners.iter().map(|dir| dir.layer).collect();
+            let set = *sets
+                .entry(layers)
+                .or_insert(u32::try_from(new).map_err(too_many)?);
+            if set as usize == new {
+                owners.push(f.owners.into());
+            }
+            names.extend_from_slice(&f.name);
+            entries.push(Entry {
+                begin: u32::try_from(begin).map_err(too_many)?,
+                owners: set,
+                len: u8::try_from(f.name.len()).map_err(too_many)?,
+                kind: f.kind,
+            });
+        }
+        Ok(Listing {
+            entries: entries.into(),
+            names: names.into(),
+            owners: owners.into(),
+        })
+    }
+
+    fn name(&self, entry: &Entry) -> &[u8] {
+        let begin = entry.begin as usize;
+        let name = self.names.get(begin..begin + usize::from(entry.len));
+        name.unwrap_or_default()
+    }
+
+    fn listed(&self, entry: &Entry) -> Listed<'_> {
+        let owners = self.owners.get(entry.owners as usize);
+        Listed {
+            name: self.name(entry),
+            kind: entry.kind,
+            owners: owners.map_or(&[], |owners| owners),
+        }
     }
 
     /// None for a name that no layer shows: absent, deleted or hidden.
-    pub fn get(&self, name: &[u8]) -> Option<&Listed> {
-        self.by_name.get(name).and_then(|i| self.entries.get(*i))
+    pub fn get(&self, name: &[u8]) -> Option<Listed<'_>> {
+        let by_name = |entry: &Entry| self.name(entry).cmp(name);
+        let at = self.entries.binary_search_by(by_name).ok()?;
+        self.entries.get(at).map(|entry| self.listed(entry))
     }
 
     /// The entries from position `at` on.
-    pub fn from(&self, at: usize) -> &[Listed] {
-        self.entries.get(at..).unwrap_or_default()
+    pub fn from(&self, at: usize) -> impl Iterator<Item = Listed<'_>> {
+        let entries = self.entries.get(at..).unwrap_or_default();
+        entries.iter().map(|entry| self.listed(entry))
     }
 
     /// The number of names, and the position after the last.

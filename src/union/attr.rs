@@ -9,7 +9,7 @@ use super::copy_up::Want;
 use super::node::Node;
 use super::place::{At, Tree};
 use crate::error::{Context, Error, Result};
-use crate::layer::Listing;
+use crate::layer::{Listed, Listing};
 use crate::sys::meta::{self, Stat};
 use crate::sys::{file, xattr};
 
@@ -110,8 +110,8 @@ impl Union {
             .after(0)
             .filter(|(_, _, h)| h.object.is_some_and(is_dir))
             .count();
-        let shown = |e: &&crate::layer::Listed| is_dir(e.kind) && index.get(&e.name).is_none();
-        let below = listing.from(0).iter().filter(shown).count();
+        let shown = |e: &Listed<'_>| is_dir(e.kind) && index.get(e.name).is_none();
+        let below = listing.from(0).filter(shown).count();
         Ok(i64::try_from(above + below).unwrap_or(i64::MAX))
     }
 

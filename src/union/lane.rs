@@ -71,7 +71,7 @@ impl Union {
             (Some(dir), Some(name)) => match self.kept_listing(&dir.lowers) {
                 Some(listing) => {
                     if let Some(entry) = listing.get(name.as_bytes()) {
-                        add(&entry.owners);
+                        add(entry.owners);
                     }
                 }
                 None => add(&dir.lowers),

@@ -18,7 +18,7 @@ use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
-use crate::layer::{Lowers, dialect};
+use crate::layer::{Listed, Lowers, dialect};
 use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
 
@@ -136,7 +136,7 @@ impl Union {
                     let Some(entry) = listing.get(name) else {
                         return Ok(None);
                     };
-                    let below = self.below(entry)?;
+                    let below = self.below(&entry)?;
                     // Before a look into the index of hard links.
                     let watch = self.table.watch(below.ino);
                     (watch, self.lower_node(below)?)
@@ -288,7 +288,7 @@ impl Union {
         &self,
         seen: &Seen,
         parent: &Node,
-        entry: Option<&crate::layer::Listed>,
+        entry: Option<Listed<'_>>,
     ) -> Result<Option<Below>> {
         let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if seen.hides || !(is_dir || seen.marks.metacopy) {
@@ -303,7 +303,7 @@ impl Union {
                     None => None,
                 }
             }
-            None => entry.map(|e| self.below(e)).transpose()?,
+            None => entry.map(|e| self.below(&e)).transpose()?,
         };
         let kind = if is_dir { Kind::Dir } else { Kind::File };
         let wanted = |b: &Below| kind_of(b.at.stat.st_mode) == kind;

@@ -14,7 +14,7 @@ use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
-/// How many names the kept listings may hold together, which is some 100 MB; the last one read may hold
+/// How many names the kept listings may hold together, which is some 15 MB; the last one read may hold
 /// more.
 const KEPT_NAMES: usize = 1 << 19;
 
@@ -161,26 +161,26 @@ impl Union {
     }
 
     /// The object behind an entry of a listing.
-    pub(super) fn below(&self, entry: &Listed) -> Result<Below> {
+    pub(super) fn below(&self, entry: &Listed<'_>) -> Result<Below> {
         let Some(top) = entry.owners.first() else {
             return Err(Error::new(libc::EIO, "entry without a layer"));
         };
         if entry.kind == libc::DT_DIR {
-            let mut at = stat_merged(&self.lowers, &entry.owners, &entry.name)?;
+            let mut at = stat_merged(&self.lowers, entry.owners, entry.name)?;
             at.stat = shown(at.stat, self.owner);
-            let ino = lower_ino(top.hash_of(&entry.name));
-            let dirs = entry.owners.iter().map(|d| d.child(&entry.name)).collect();
+            let ino = lower_ino(top.hash_of(entry.name));
+            let dirs = entry.owners.iter().map(|d| d.child(entry.name)).collect();
             return Ok(Below { ino, at, dirs });
         }
-        let stat = shown(self.lowers.stat(top, &entry.name)?, self.owner);
+        let stat = shown(self.lowers.stat(top, entry.name)?, self.owner);
         let hash = if stat.st_nlink > 1 {
             top.hash_of_inode(&self.lowers, stat.st_ino)
         } else {
-            top.hash_of(&entry.name)
+            top.hash_of(entry.name)
         };
         let at = LowerAt {
             dir: top.clone(),
-            name: (*entry.name).into(),
+            name: entry.name.into(),
             stat,
         };
         Ok(Below {
@@ -203,7 +203,7 @@ impl Union {
                 return Ok(None);
             };
             if names.peek().is_none() {
-                return self.below(entry).map(Some);
+                return self.below(&entry).map(Some);
             }
             if entry.kind != libc::DT_DIR {
                 return Ok(None);

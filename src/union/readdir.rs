@@ -101,13 +101,13 @@ impl Union {
         };
         if cookie < UPPER {
             let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);
-            for (i, entry) in listing.from(at).iter().enumerate() {
+            for (i, entry) in listing.from(at).enumerate() {
                 let held = {
                     let tree = self.read_tree();
-                    self.index(&tree, &node)?.get(&entry.name)
+                    self.index(&tree, &node)?.get(entry.name)
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
-                if shown && !show(&entry.name, cookie + i as u64 + 1)? {
+                if shown && !show(entry.name, cookie + i as u64 + 1)? {
                     return Ok(());
                 }
             }

@@ -132,7 +132,7 @@ impl Union {
         listing: &Listing,
     ) -> Result<()> {
         let index = self.index(tree, node)?;
-        if index.has_objects() || listing.from(0).iter().any(|e| index.get(&e.name).is_none()) {
+        if index.has_objects() || listing.from(0).any(|e| index.get(e.name).is_none()) {
             return Err(Error::new(libc::ENOTEMPTY, "remove directory"));
         }
         Ok(())
