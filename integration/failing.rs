@@ -14,8 +14,8 @@ use crate::support::sys::{self, Errno};
 use crate::support::{Compare, Fixture, Tree, require_all, start, within};
 
 const SIZE: usize = 3 << 20;
-/// What does not touch the stalled file has to end by then.
-const PROMPT: Duration = Duration::from_secs(2);
+/// What does not touch the stalled file has to end by then. The stall has no end: this tells waiting for it from a busy disk.
+const PROMPT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A union of a lower that can fail, on top of one that cannot.
