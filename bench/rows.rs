@@ -246,7 +246,16 @@ fn list(lists: &Lists, name: &str) -> String {
 
 fn copying(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
     let changed = lists.path("changed");
-    let chown = |owner| ["chroot", "chown", "-hR", owner, "usr"];
+    let chown = |owner| {
+        [
+            "chroot",
+            "chown",
+            "-hR",
+            owner,
+            "usr/share",
+            "usr/lib/python3.11",
+        ]
+    };
     let chmod = |name: &str, most| {
         Scenario::new(layers)
             .row(name, most, &["chmod", &changed])
