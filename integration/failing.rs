@@ -14,7 +14,7 @@ use crate::support::sys::{self, Errno};
 use crate::support::{Compare, Fixture, Tree, require_all, start, within};
 
 const SIZE: usize = 3 << 20;
-/// What does not touch the stalled file has to end by then. The stall has no end: this tells waiting for it from a busy disk.
+/// What does not touch the stalled file has to end by then. The stall has no end, a busy disk has one.
 const PROMPT: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -2,8 +2,8 @@
 //!
 //! Arrows point one way: `descriptor` and `layer` know nothing of `union`, `union` knows nothing of
 //! `fuse`, and `cli` ties them together; `sys` and `error` lie beneath all of them.
-//! See [`docs::architecture`], [`docs::semantics`], [`docs::format`]
-//! and [`docs::reliability`].
+//! See [`docs::architecture`], [`docs::semantics`], [`docs::format`], [`docs::reliability`]
+//! and [`docs::performance`].
 #![cfg_attr(
     test,
     allow(
@@ -22,14 +22,17 @@ pub mod meter;
 pub mod sys;
 pub mod union;
 
-/// How the crate is built, how the mounted file system behaves, what is stored on disk, and what is
-/// promised when things go wrong.
+/// How the crate is built, how the mounted file system behaves, what is stored on disk, what it costs, and
+/// what is promised when things go wrong.
 pub mod docs {
     #[doc = include_str!("docs/ARCHITECTURE.md")]
     pub mod architecture {}
 
     #[doc = include_str!("docs/FORMAT.md")]
     pub mod format {}
+
+    #[doc = include_str!("docs/PERFORMANCE.md")]
+    pub mod performance {}
 
     #[doc = include_str!("docs/RELIABILITY.md")]
     pub mod reliability {}

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A daemon in the foreground. When it goes without [`Daemon::end`], it is detached.
 pub struct Daemon {
+    system: System,
     child: Option<Child>,
     mnt: PathBuf,
     log: PathBuf,
@@ -37,6 +38,11 @@ impl Daemon {
 
     /// Runs a command that mounts in the foreground, until the mount is there.
     pub fn of(command: &mut Command, mnt: &Path) -> Daemon {
+        Self::on(System::Ours, command, mnt)
+    }
+
+    /// The same for any union with a daemon.
+    pub fn on(system: System, command: &mut Command, mnt: &Path) -> Daemon {
         let log = mnt.with_extension("log");
         let before = sys::stat(mnt).unwrap().st_dev;
         let child = command
@@ -46,6 +52,7 @@ impl Daemon {
             .spawn()
             .unwrap();
         let mut daemon = Daemon {
+            system,
             child: Some(child),
             mnt: mnt.to_owned(),
             log,
@@ -85,7 +92,7 @@ impl Daemon {
     /// Unmounts, and waits for its end, which is an orderly one.
     pub fn end(mut self) -> Ended {
         let peak = memory(self.pid(), "VmHWM:").unwrap();
-        umount(System::Ours, &self.mnt).unwrap();
+        umount(self.system, &self.mnt).unwrap();
         let mut ended = wait(self.child.take().unwrap(), &self.log);
         ended.memory = ended.memory.max(peak);
         assert!(ended.status.success(), "the daemon: {ended:?}");

@@ -9,6 +9,7 @@ pub mod foreground;
 pub mod process;
 pub mod random;
 pub mod script;
+#[allow(dead_code, reason = "the benchmark uses more of it")]
 pub mod slow_fs;
 pub mod stats;
 pub mod sys;
@@ -29,7 +30,7 @@ use nix::mount::MsFlags;
 
 pub use tree::{Compare, Node, Tree};
 
-pub use self::systems::System;
+pub use self::systems::{System, fuse_overlayfs};
 
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
@@ -92,8 +93,8 @@ fn have(what: &str) -> Result<(), String> {
         "userns" => runs("unshare", &["-Urm", "true"]),
         "setfacl" => runs("setfacl", &["--version"]),
         "fusermount3" => runs("fusermount3", &["--version"]),
-        "fuse-overlayfs-1" => systems::fuse_overlayfs(System::FuseOverlayfs1).map(drop),
-        "fuse-overlayfs-2" => systems::fuse_overlayfs(System::FuseOverlayfs2).map(drop),
+        "fuse-overlayfs-1" => fuse_overlayfs(System::FuseOverlayfs1).map(drop),
+        "fuse-overlayfs-2" => fuse_overlayfs(System::FuseOverlayfs2).map(drop),
         "xfs" | "btrfs" => {
             let mkfs = format!("mkfs.{what}");
             tool(&mkfs)

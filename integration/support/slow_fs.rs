@@ -1,16 +1,18 @@
 //! A read-only FUSE file system that shows a directory, and fails, stalls or dies where a test tells it to.
 //!
-//! The kernel caches nothing of it: every operation on it asks here, and meets the faults of the
-//! moment. The test's process serves it, so a thread that waits for it must not be the one that
+//! The kernel caches nothing of it, unless it is [`SlowFs::cached`]: every operation on it asks here,
+//! is counted, and meets the faults of the moment. The test's process serves it, so a thread that waits for it must not be the one that
 //! serves; where anything may wait, each request has a thread of its own.
+
+mod faults;
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -20,181 +22,19 @@ use fuser::{
 };
 use nix::mount::{MntFlags, umount2};
 
+pub use self::faults::{Fault, Faults};
 use super::{Mounted, Scratch, mount_fuse, sys};
-
-/// What goes wrong with a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Fault {
-    /// A lookup fails.
-    Lookup,
-    /// Its attributes cannot be had.
-    Getattr,
-    /// A listing fails at once.
-    List,
-    /// A listing fails after some names.
-    ListRest,
-    /// An open of a file fails.
-    Open,
-    /// Any read fails.
-    Read,
-    /// What lies behind the middle of the file cannot be read.
-    ReadRest,
-    /// The file ends in its middle, whatever its size says.
-    Short,
-    /// Reads wait until the fault is lifted.
-    Stall,
-    /// Everything in the file system waits, whatever the path.
-    StallAll,
-}
 
 /// So many names come before the failure of `ListRest`.
 const NAMES_BEFORE_FAILURE: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// The faults there are, and the requests that wait.
-#[derive(Default)]
-pub struct Faults {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct State {
-    set: HashMap<(Fault, PathBuf), Errno>,
-    delay: Duration,
-    stalled: usize,
-    requests: u64,
-    /// The requests from one number on, or only that one, fail.
-    plan: Option<Plan>,
-}
-
-struct Plan {
-    from: u64,
-    lasting: bool,
-    errno: Errno,
-}
-
-impl Faults {
-    /// Makes this go wrong from now on, with EIO. The path is relative to the root.
-    pub fn set(&self, fault: Fault, path: impl Into<PathBuf>) {
-        self.set_errno(fault, path, Errno::EIO);
-    }
-
-    /// The same with another errno.
-    pub fn set_errno(&self, fault: Fault, path: impl Into<PathBuf>, errno: Errno) {
-        self.lock().set.insert((fault, path.into()), errno);
-    }
-
-    /// Makes the request after the next `n` fail; if `lasting`, all after it too.
-    pub fn fail_after(&self, n: u64, lasting: bool, errno: Errno) {
-        let mut state = self.lock();
-        let from = state.requests + n;
-        state.plan = Some(Plan {
-            from,
-            lasting,
-            errno,
-        });
-    }
-
-    /// Each answer takes so long from now on.
-    pub fn delay(&self, delay: Duration) {
-        self.lock().delay = delay;
-    }
-
-    /// How many requests there were.
-    pub fn requests(&self) -> u64 {
-        self.lock().requests
-    }
-
-    /// All is well again; the requests that wait go on.
-    pub fn lift(&self) {
-        let mut state = self.lock();
-        state.set.clear();
-        state.delay = Duration::ZERO;
-        state.plan = None;
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Waits until a request stalls.
-    pub fn wait_for_stall(&self) {
-        self.wait_for_stalls(1);
-    }
-
-    /// Waits until so many requests stall.
-    pub fn wait_for_stalls(&self, n: usize) {
-        let (state, timeout) = self
-            .changed
-            .wait_timeout_while(self.lock(), PATIENCE, |s| s.stalled < n)
-            .unwrap();
-        let stalled = state.stalled;
-        drop(state);
-        assert!(!timeout.timed_out(), "{stalled} requests stall, not {n}");
-    }
-
-    fn has(&self, fault: Fault, path: &Path) -> bool {
-        self.check(fault, path).is_err()
-    }
-
-    fn check(&self, fault: Fault, path: &Path) -> Result<(), Errno> {
-        match self.lock().set.get(&(fault, path.to_owned())) {
-            Some(errno) => Err(*errno),
-            None => Ok(()),
-        }
-    }
-
-    /// Whether a request may have to wait.
-    fn may_wait(&self) -> bool {
-        let state = self.lock();
-        let stalls =
-            |(fault, _): &(Fault, PathBuf)| matches!(fault, Fault::Stall | Fault::StallAll);
-        !state.delay.is_zero() || state.set.keys().any(stalls)
-    }
-
-    /// What each request goes through first.
-    fn enter(&self) -> Result<(), Errno> {
-        self.stall(Fault::StallAll, Path::new(""));
-        let delay = self.lock().delay;
-        std::thread::sleep(delay);
-        let mut state = self.lock();
-        let number = state.requests;
-        state.requests += 1;
-        match &state.plan {
-            Some(plan) if number == plan.from || plan.lasting && number > plan.from => {
-                Err(plan.errno)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn stall(&self, fault: Fault, path: &Path) {
-        let key = (fault, path.to_owned());
-        let mut state = self.lock();
-        if !state.set.contains_key(&key) {
-            return;
-        }
-        state.stalled += 1;
-        self.changed.notify_all();
-        let mut state = self
-            .changed
-            .wait_while(state, |s| s.set.contains_key(&key))
-            .unwrap();
-        state.stalled -= 1;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that fails poisons nothing that the clean-up needs.
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
+const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// The mount. Dropping it lifts the faults and unmounts.
 pub struct SlowFs {
     pub faults: Arc<Faults>,
     /// The directory that is shown.
     pub source: PathBuf,
+    keep: Duration,
     mounted: Mounted,
     // Removed last, when nothing is mounted in it.
     _scratch: Scratch,
@@ -203,14 +43,34 @@ pub struct SlowFs {
 impl SlowFs {
     /// Shows the directory that `fill` has filled.
     pub fn new(fill: impl FnOnce(&Path)) -> SlowFs {
+        Self::with(Duration::ZERO, fill)
+    }
+
+    /// The same, and the kernel may keep for ever what it was told, as it may for minutes of CVMFS.
+    pub fn cached(fill: impl FnOnce(&Path)) -> SlowFs {
+        Self::with(FOREVER, fill)
+    }
+
+    fn with(keep: Duration, fill: impl FnOnce(&Path)) -> SlowFs {
         let scratch = Scratch::new("slow");
-        let (source, mnt) = (scratch.dir("source"), scratch.dir("mnt"));
+        let source = scratch.dir("source");
         fill(&source);
+        Self::of(source, keep, scratch)
+    }
+
+    /// A directory that is there, [`cached`](Self::cached).
+    pub fn showing(source: &Path) -> SlowFs {
+        Self::of(source.to_owned(), FOREVER, Scratch::new("slow"))
+    }
+
+    fn of(source: PathBuf, keep: Duration, scratch: Scratch) -> SlowFs {
+        let mnt = scratch.dir("mnt");
         let faults = Arc::<Faults>::default();
-        serve(&source, &mnt, &faults);
+        serve(&source, &mnt, &faults, keep);
         SlowFs {
             faults,
             source,
+            keep,
             mounted: Mounted(mnt),
             _scratch: scratch,
         }
@@ -238,7 +98,7 @@ impl SlowFs {
 
     /// Mounts anew after [`detach`](Self::detach).
     pub fn attach(&self) {
-        serve(&self.source, self.root(), &self.faults);
+        serve(&self.source, self.root(), &self.faults, self.keep);
     }
 }
 
@@ -249,11 +109,12 @@ impl Drop for SlowFs {
 }
 
 /// Mounts, and serves on a thread of its own.
-fn serve(source: &Path, mnt: &Path, faults: &Arc<Faults>) {
+fn serve(source: &Path, mnt: &Path, faults: &Arc<Faults>, keep: Duration) {
     let shown = Shown {
         source: source.to_owned(),
         nodes: Mutex::default(),
         faults: faults.clone(),
+        keep,
     };
     // The root is number 1.
     shown.ino(Path::new(""));
@@ -274,6 +135,8 @@ struct Shown {
     source: PathBuf,
     nodes: Mutex<Nodes>,
     faults: Arc<Faults>,
+    /// How long the kernel may keep an answer.
+    keep: Duration,
 }
 
 /// The path of each node, whose number is one more than its index; none is ever forgotten.
@@ -329,10 +192,17 @@ impl Shown {
             nlink: meta.nlink() as u32,
             uid: meta.uid(),
             gid: meta.gid(),
-            rdev: 0,
+            rdev: meta.rdev() as u32,
             blksize: 4096,
             flags: 0,
         })
+    }
+
+    /// The node number 0, which stands for no object.
+    fn absent(&self) -> FileAttr {
+        let mut attr = self.attr(Path::new("")).unwrap();
+        attr.ino = INodeNo(0);
+        attr
     }
 
     fn entries(&self, path: &Path) -> Result<Vec<(INodeNo, FileType, PathBuf)>, Errno> {
@@ -352,6 +222,14 @@ fn kind(of: fs::FileType) -> FileType {
         FileType::Directory
     } else if of.is_symlink() {
         FileType::Symlink
+    } else if of.is_char_device() {
+        FileType::CharDevice
+    } else if of.is_block_device() {
+        FileType::BlockDevice
+    } else if of.is_fifo() {
+        FileType::NamedPipe
+    } else if of.is_socket() {
+        FileType::Socket
     } else {
         FileType::RegularFile
     }
@@ -361,7 +239,7 @@ impl Shown {
     /// The answer to a read.
     fn read(&self, path: &Path, at: u64, size: u32) -> Result<Vec<u8>, Errno> {
         self.faults.stall(Fault::Stall, path);
-        self.faults.enter()?;
+        self.faults.enter("read", path)?;
         self.faults.check(Fault::Read, path)?;
         let file = fs::File::open(self.source.join(path))?;
         let len = file.metadata()?.len();
@@ -379,7 +257,7 @@ impl Shown {
 
     /// The names from a position on, with their numbers and kinds.
     fn list(&self, path: &Path, at: usize) -> Result<Vec<(INodeNo, FileType, PathBuf)>, Errno> {
-        self.faults.enter()?;
+        self.faults.enter("readdir", path)?;
         self.faults.check(Fault::List, path)?;
         let mut entries = self.entries(path)?;
         if let Err(errno) = self.faults.check(Fault::ListRest, path) {
@@ -392,7 +270,12 @@ impl Shown {
     }
 
     fn xattr(&self, path: &Path, key: Option<&OsStr>) -> Result<Vec<u8>, Errno> {
-        self.faults.enter()?;
+        let kind = if key.is_some() {
+            "getxattr"
+        } else {
+            "listxattr"
+        };
+        self.faults.enter(kind, path)?;
         let file = self.source.join(path);
         let found = match key {
             Some(key) => sys::getxattr(&file, key),
@@ -419,10 +302,13 @@ impl Filesystem for Mirror {
         let name = name.to_owned();
         self.answer(parent, move |fs, dir| {
             let path = dir.join(name);
-            let found = fs.faults.enter();
+            let found = fs.faults.enter("lookup", &path);
             let found = found.and_then(|()| fs.faults.check(Fault::Lookup, &path));
             match found.and_then(|()| fs.attr(&path)) {
-                Ok(attr) => reply.entry(&Duration::ZERO, &attr, Generation(0)),
+                Ok(attr) => reply.entry(&fs.keep, &attr, Generation(0)),
+                Err(Errno::ENOENT) if !fs.keep.is_zero() => {
+                    reply.entry(&fs.keep, &fs.absent(), Generation(0));
+                }
                 Err(errno) => reply.error(errno),
             }
         });
@@ -430,10 +316,10 @@ impl Filesystem for Mirror {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.answer(ino, move |fs, path| {
-            let found = fs.faults.enter();
+            let found = fs.faults.enter("getattr", &path);
             let found = found.and_then(|()| fs.faults.check(Fault::Getattr, &path));
             match found.and_then(|()| fs.attr(&path)) {
-                Ok(attr) => reply.attr(&Duration::ZERO, &attr),
+                Ok(attr) => reply.attr(&fs.keep, &attr),
                 Err(errno) => reply.error(errno),
             }
         });
@@ -442,7 +328,7 @@ impl Filesystem for Mirror {
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         self.answer(ino, move |fs, path| {
             let read = || Ok::<_, Errno>(std::fs::read_link(fs.source.join(&path))?);
-            match fs.faults.enter().and_then(|()| read()) {
+            match fs.faults.enter("readlink", &path).and_then(|()| read()) {
                 Ok(target) => reply.data(target.as_os_str().as_bytes()),
                 Err(errno) => reply.error(errno),
             }
@@ -451,19 +337,24 @@ impl Filesystem for Mirror {
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.answer(ino, move |fs, path| {
-            let found = fs.faults.enter();
+            let found = fs.faults.enter("open", &path);
             match found.and_then(|()| fs.faults.check(Fault::Open, &path)) {
                 // Without the page cache a short answer reaches the reader as it is.
-                Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO),
+                Ok(()) if fs.keep.is_zero() => {
+                    reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+                }
+                Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
                 Err(errno) => reply.error(errno),
             }
         });
     }
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        self.answer(ino, move |fs, _| match fs.faults.enter() {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
-            Err(errno) => reply.error(errno),
+        self.answer(ino, move |fs, path| {
+            match fs.faults.enter("opendir", &path) {
+                Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 
@@ -520,9 +411,11 @@ impl Filesystem for Mirror {
     }
 
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
-        self.answer(ino, move |fs, _| match fs.faults.enter() {
-            Ok(()) => reply.statfs(1000, 500, 500, 100, 50, 4096, 255, 4096),
-            Err(errno) => reply.error(errno),
+        self.answer(ino, move |fs, path| {
+            match fs.faults.enter("statfs", &path) {
+                Ok(()) => reply.statfs(1000, 500, 500, 100, 50, 4096, 255, 4096),
+                Err(errno) => reply.error(errno),
+            }
         });
     }
 }

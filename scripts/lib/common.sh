@@ -3,6 +3,8 @@
 
 ROOT_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 CACHE_DIR=${CVMFS_UNION_CACHE:-$ROOT_DIR/target/demo}
+# The image, results and work of the benchmarks.
+BENCH_DIR=${CVMFS_UNION_CACHE:-$ROOT_DIR/target}/bench
 
 say() { printf '== %s\n' "$*"; }
 die() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
@@ -47,4 +49,16 @@ clean_up() {
     done < <(cut -d' ' -f5 /proc/self/mountinfo | grep -F "$1/" | sort -r)
     rm -rf --one-file-system "$1"
     [ $status = 0 ] || say "the demonstration FAILED ($status)"
+}
+
+# tool CRATE VERSION: install its programs into target/tools, once. Their sources may pin a toolchain that is not
+# installed; ours does.
+tool() {
+    local installed=target/tools/.crates.toml toolchain
+    grep -qsF "\"$1 $2 " "$installed" && [ -x "target/tools/bin/$1" ] && return 0
+    toolchain=$(rustup show active-toolchain 2>/dev/null | cut -d' ' -f1) || true
+    say "installing $1 $2"
+    env ${toolchain:+RUSTUP_TOOLCHAIN="$toolchain"} cargo install --quiet --root target/tools --target-dir target/tools/build \
+        "$1" --version "$2"
+    rm -rf target/tools/build
 }

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# How scripts/demo-image makes layers and publishes them. Needs common.sh, and runs in its own mount namespace.
+# How scripts/demo-image and scripts/bench-image make layers, and how the first publishes them. Needs common.sh, and
+# runs in a mount namespace of its own.
 
 # The base: a minimal Debian, fetched with the host's own archive settings when they are for the same release.
 build_base() {
@@ -28,6 +29,25 @@ build_step() {
         chroot "$merged" sh -euc "$command" >"$dir.log" 2>&1 || { tail -20 "$dir.log" >&2; die "a layer failed: $command"; }
     umount "$merged/dev" "$merged/proc" "$merged"
     rm -rf "$work" "$merged"
+}
+
+# build_layers BUILD: one layer below BUILD for each of NAMES, the first a base, the others by the command in STEPS. One
+# that was made by the same command over the same layers is kept. Leaves all of them in LOWERS, topmost first.
+build_layers() {
+    local name dir want
+    LOWERS=
+    mkdir -p "$1"
+    for name in "${NAMES[@]}"; do
+        dir=$1/$name
+        want="$LOWERS|${STEPS[$name]:-base}"
+        if [ "$(cat "$dir.done" 2>/dev/null)" != "$want" ]; then
+            say "building layer $name"
+            rm -rf "$dir"
+            if [ "$name" = base ]; then build_base "$dir"; else build_step "$dir" "$LOWERS" "${STEPS[$name]}"; fi
+            printf '%s\n' "$want" >"$dir.done"
+        fi
+        LOWERS=$dir${LOWERS:+:$LOWERS}
+    done
 }
 
 # markers_to_oci DIR LOWERS: the overlay markers of a tree become the plain files of an image layer. Overlayfs marks

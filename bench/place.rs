@@ -1,0 +1,162 @@
+//! A system mounted over layers of the image, with a fresh upper, and its daemon.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use crate::support::foreground::Daemon;
+use crate::support::{Fixture, System, run, sys, text, umount};
+
+/// What is compared, kernel overlayfs being the measure.
+pub const SYSTEMS: [System; 5] = [
+    System::Plain,
+    System::OverlayfsDefault,
+    System::FuseOverlayfs2,
+    System::FuseOverlayfs1,
+    System::Ours,
+];
+
+/// Directories to be mounted one over the other.
+#[derive(Clone, Debug)]
+pub struct Layers {
+    /// Where the layers lie; mounted from there, so that the names are short.
+    pub dir: PathBuf,
+    /// Topmost first.
+    pub names: Vec<String>,
+    /// The same as one directory.
+    pub flat: PathBuf,
+}
+
+/// A root to work in.
+pub struct Place {
+    pub system: System,
+    pub root: PathBuf,
+    daemon: Option<Daemon>,
+    mounted: bool,
+    // Last: removes the upper.
+    _fixture: Fixture,
+}
+
+impl Place {
+    /// Mounts; a daemon's own options come with it.
+    pub fn mount(system: System, layers: &Layers, options: &[String]) -> Place {
+        let (fixture, command) = prepare(system, layers, options);
+        let Some(mut command) = command else {
+            return Place {
+                system,
+                root: layers.flat.clone(),
+                daemon: None,
+                mounted: false,
+                _fixture: fixture,
+            };
+        };
+        let daemon = match system {
+            System::OverlayfsDefault | System::Overlayfs => {
+                succeed(&mut command);
+                None
+            }
+            System::Ours => Some(command.arg("--foreground")),
+            _ => Some(command.arg("-f")),
+        };
+        let daemon = daemon.map(|command| Daemon::on(system, command, &fixture.mnt));
+        Place {
+            system,
+            root: fixture.mnt.clone(),
+            mounted: daemon.is_none(),
+            daemon,
+            _fixture: fixture,
+        }
+    }
+
+    pub fn daemon(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Daemon::pid)
+    }
+
+    /// Seconds of processor time that the daemon has used.
+    pub fn daemon_cpu(&self) -> f64 {
+        self.daemon().map_or(0.0, cpu_of)
+    }
+
+    /// The daemon's resident memory in bytes.
+    pub fn memory(&self) -> Option<u64> {
+        self.daemon.as_ref().map(Daemon::memory)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.take() {
+            daemon.end();
+        } else if self.mounted {
+            umount(self.system, &self.root).unwrap();
+        }
+    }
+}
+
+fn prepare(system: System, layers: &Layers, options: &[String]) -> (Fixture, Option<Command>) {
+    let mut fixture = Fixture::on(system, "bench");
+    fixture.trust_lowers();
+    fixture.lowers = layers.names.iter().map(PathBuf::from).collect();
+    if system == System::Ours {
+        fixture.options = options.to_vec();
+    }
+    let mut command = system.mount_command(&fixture);
+    if let Some(command) = &mut command {
+        command.current_dir(&layers.dir);
+    }
+    (fixture, command)
+}
+
+/// Seconds from the start of the mount command until the root can be looked at.
+pub fn time_to_mount(system: System, layers: &Layers) -> Option<f64> {
+    let (fixture, command) = prepare(system, layers, &[]);
+    let mut command = command?;
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let start = Instant::now();
+    let status = command.status().unwrap();
+    sys::names(&fixture.mnt).unwrap();
+    let took = start.elapsed().as_secs_f64();
+    assert!(status.success(), "{command:?}: {status}");
+    umount(system, &fixture.mnt).unwrap();
+    Some(took)
+}
+
+fn succeed(command: &mut Command) {
+    let output = run(command);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+}
+
+/// Drops the kernel's clean caches of names and attributes, so that they are read anew.
+pub fn drop_names() {
+    fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+}
+
+/// Processor time of another process, all its threads, to the nanosecond.
+pub fn cpu_of(pid: u32) -> f64 {
+    let mut clock = 0;
+    let found = unsafe { libc::clock_getcpuclockid(pid as i32, &raw mut clock) };
+    assert_eq!(found, 0, "no process {pid}");
+    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
+    assert_eq!(unsafe { libc::clock_gettime(clock, &raw mut time) }, 0);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+/// The layers of the image that `scripts/bench-image` has built.
+pub fn image(dir: &Path) -> Layers {
+    let order = dir.join("order");
+    let names = fs::read_to_string(&order).unwrap_or_else(|e| {
+        panic!(
+            "no image, run scripts/bench-image: {}: {e}",
+            order.display()
+        )
+    });
+    let mut names: Vec<_> = names.lines().map(str::to_owned).collect();
+    names.reverse();
+    Layers {
+        dir: dir.join("layers"),
+        names,
+        flat: dir.join("flat"),
+    }
+}
