@@ -34,8 +34,10 @@ impl Union {
             if held.map_or(listing.get(new_name).is_some(), |h| h.object.is_some()) {
                 return Err(Error::new(libc::EEXIST, "link"));
             }
+            node.state.write().single = false;
             let from = self.place(&tree, &node)?;
             let to = self.child_place(&tree, &parent, new_name)?;
+            self.name_data(&node, &from)?;
             if held.is_some() && to.stat_if_there()?.is_some() {
                 let mut temp = Temp::new(upper);
                 name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link")?;

@@ -167,12 +167,23 @@ fn with_rights<T>(
     second
 }
 
+/// How what is made in the work directory comes to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    pub uid: u32,
+    pub gid: u32,
+    /// The bits of a mode that it lacks.
+    pub masked: u32,
+}
+
 /// What the upper's file system can hold.
 #[derive(Debug)]
 pub struct Probe {
     pub whiteout: bool,
     pub devices: bool,
     pub space: Space,
+    /// None: not found out.
+    pub made: Option<Made>,
 }
 
 impl Probe {
@@ -205,6 +216,7 @@ impl Probe {
             whiteout,
             devices: words.next()? == "devices",
             space,
+            made: None,
         })
     }
 }
@@ -218,8 +230,9 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
 }
 
 fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
-    file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
+    file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o777)
         .op("write to work directory")?;
+    let made = made(dir)?;
     let mut space = Space::None;
     // In the unions' own part of the namespaces: a file system may refuse just that one.
     for (key, found) in [
@@ -249,7 +262,21 @@ fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
         whiteout,
         devices,
         space,
+        made,
     })
+}
+
+/// Looks at the probe, which was made with all rights.
+fn made(dir: BorrowedFd<'_>) -> Result<Option<Made>> {
+    let around = meta::fstatat(dir, b"").op("stat work directory")?;
+    let probe = meta::fstatat(dir, b"probe").op("stat probe")?;
+    // A directory made in a set-gid one is set-gid too.
+    let plain = around.st_mode & libc::S_ISGID == 0;
+    Ok(plain.then_some(Made {
+        uid: probe.st_uid,
+        gid: probe.st_gid,
+        masked: 0o777 & !probe.st_mode,
+    }))
 }
 
 /// Whether it worked; an error that says nothing about abilities is passed on.
