@@ -198,7 +198,8 @@ impl Union {
         let temp = Temp::new(upper);
         let mut at = temp.place();
         let kind = lower.stat.st_mode & libc::S_IFMT;
-        let mut mode = upper.mode_to_make(lower.stat.st_mode);
+        let wanted = change.and_then(|set| set.mode);
+        let mut mode = upper.mode_to_make(kind, wanted.unwrap_or(lower.stat.st_mode));
         let mut opened = None;
         match node.kind {
             Kind::Dir => name::mkdirat(at.fd(), &at.name, mode).op("copy up directory")?,

@@ -19,11 +19,9 @@ use super::open::CREATE_FLAGS;
 use super::place::At;
 use super::table::Used;
 use super::upper::Upper;
-use super::work::{self, Temp};
+use super::work::{self, DEFAULT_ACL, Temp};
 use crate::error::{Context, Error, Result, best_effort};
 use crate::sys::{file, meta, name, xattr};
-
-const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]

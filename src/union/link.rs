@@ -45,8 +45,10 @@ impl Union {
             } else {
                 name::linkat(from.fd(), &from.name, to.fd(), &to.name).op("link")?;
             }
-            self.index(&tree, &parent)?
-                .set(new_name, Some(node.kind.dtype()), false);
+            let mut index = self.index(&tree, &parent)?;
+            index.set(new_name, Some(node.kind.dtype()), false);
+            index.set_ino(new_name, node.ino);
+            drop(index);
             node.add_link(&parent, new_name, true);
             if !node.is_local() {
                 parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);

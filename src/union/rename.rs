@@ -210,8 +210,10 @@ impl Union {
 
     /// Records that a node stands under a name now.
     fn moved_in(&self, tree: &Tree<'_>, node: &Arc<Node>, at: &Spot<'_>) -> Result<()> {
-        self.index(tree, &at.parent)?
-            .set(at.name, Some(node.kind.dtype()), false);
+        let mut index = self.index(tree, &at.parent)?;
+        index.set(at.name, Some(node.kind.dtype()), false);
+        index.set_ino(at.name, node.ino);
+        drop(index);
         node.add_link(&at.parent, at.name, true);
         if !node.is_local() {
             at.parent

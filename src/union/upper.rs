@@ -357,10 +357,10 @@ impl Upper {
 
     /// The mode to make a copy with: that of the original, without the bits that a new owner would take
     /// away, and with the rights that a daemon without privileges needs until the copy is complete.
-    pub fn mode_to_make(&self, mode: u32) -> u32 {
+    pub fn mode_to_make(&self, kind: u32, mode: u32) -> u32 {
         let needed = if self.privileged() {
             0
-        } else if mode & libc::S_IFMT == libc::S_IFDIR {
+        } else if kind == libc::S_IFDIR {
             0o700
         } else {
             0o600

@@ -12,6 +12,8 @@ use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect;
 use crate::sys::{dirent, file, meta, name, xattr};
 
+pub const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
 /// The longest name of a file, in bytes.
 const NAME_MAX: usize = 255;
 
@@ -312,14 +314,26 @@ pub fn fresh(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     Arc::try_unwrap(fd).map_err(|_| Error::new(libc::EIO, "work directory in use"))
 }
 
-/// The directory, made if it is missing.
+/// The directory, made if it is missing. It lends nothing to what is made in it.
 pub fn kept(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     match name::mkdirat(base.as_fd(), name, 0o700) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
         other => other.op("make work directory")?,
     }
-    file::openat(base.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
-        .op("open work directory")
+    let fd = file::openat(base.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+        .op("open work directory")?;
+    match xattr::remove(fd.as_fd(), b"", DEFAULT_ACL) {
+        // Somebody else's may stay as it is.
+        Err(e)
+            if !matches!(
+                e.raw_os_error(),
+                Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)
+            ) =>
+        {
+            Err(e).op("clear work directory")
+        }
+        _ => Ok(fd),
+    }
 }
 
 /// Removes everything in a directory.
