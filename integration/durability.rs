@@ -162,7 +162,13 @@ struct Trace {
 impl Trace {
     fn of(pid: i32, log: PathBuf) -> Trace {
         let strace = Command::new("strace")
-            .args(["-f", "-y", "-e", "trace=fsync,fdatasync,syncfs", "-o"])
+            .args([
+                "-f",
+                "-y",
+                "-e",
+                "trace=fsync,fdatasync,syncfs,sync_file_range",
+                "-o",
+            ])
             .arg(&log)
             .args(["-p", &pid.to_string()])
             .stderr(Stdio::null())
@@ -232,11 +238,9 @@ fn auto_syncs_copies_and_what_programs_ask_for() {
     let Some([copying, syncing]) = synced("auto") else {
         return;
     };
-    assert_eq!(
-        count(&copying, "fdatasync", "/work/work/"),
-        1,
-        "{copying:?}"
-    );
+    // Where the file system keeps the order of data and names, the data are only written out.
+    let settled = ["fdatasync", "sync_file_range"].map(|c| count(&copying, c, "/work/work/"));
+    assert!(settled == [1, 0] || settled == [0, 1], "{copying:?}");
     assert_eq!(copying.len(), 1, "{copying:?}");
     assert_eq!(count(&syncing, "fsync", "/upper/file>"), 1, "{syncing:?}");
     assert_eq!(count(&syncing, "fsync", "/upper>"), 1, "{syncing:?}");

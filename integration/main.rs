@@ -28,6 +28,7 @@ mod interchange;
 mod kills;
 mod layered;
 mod limits;
+mod machine_crash;
 mod passed_fd;
 mod passthrough;
 mod pjdfstest;

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Mounted, Scratch, run, text};
+use super::{Mounted, Scratch, daemon, run, sys, text};
 
 /// Enough for each mkfs; the image is sparse.
 const IMAGE_SIZE: u64 = 512 << 20;
@@ -12,13 +12,19 @@ const IMAGE_SIZE: u64 = 512 << 20;
 /// A file system of its own, mounted for the upper.
 pub struct Volume {
     // Unmounted first, removed then.
-    _mounted: Mounted,
+    mounted: Option<Mounted>,
+    options: String,
     scratch: Scratch,
 }
 
 impl Volume {
     pub fn new(kind: &str) -> Volume {
         Self::with(kind, IMAGE_SIZE, &[], "")
+    }
+
+    /// A device with these options.
+    pub fn mounted_with(kind: &str, options: &str) -> Volume {
+        Self::with(kind, IMAGE_SIZE, &[], options)
     }
 
     /// One that is soon full: of so many bytes and inodes.
@@ -50,13 +56,31 @@ impl Volume {
                     .args(mkfs)
                     .arg(&image),
             );
-            mount.args(["-o", "loop"]).arg(&image);
+            let options = if options.is_empty() { "loop" } else { options };
+            mount.args(["-o", options]).arg(&image);
         }
         succeed(mount.arg(&dir));
         Volume {
-            _mounted: Mounted(dir),
+            mounted: Some(Mounted(dir)),
+            options: options.to_owned(),
             scratch,
         }
+    }
+
+    /// Cuts the file system off from its disk, as it is at this moment.
+    pub fn crash(&self) {
+        sys::shut_down(&self.path()).unwrap();
+    }
+
+    /// Unmounts what has crashed, and mounts what the disk has.
+    pub fn mount_again(&mut self) {
+        let dir = self.path();
+        daemon::wait("the volume is in use", || nix::mount::umount(&dir).is_ok());
+        std::mem::forget(self.mounted.take());
+        let image = self.scratch.path().join("image");
+        let mount = ["-o", &self.options];
+        succeed(Command::new("mount").args(mount).args([&image, &dir]));
+        self.mounted = Some(Mounted(dir));
     }
 
     pub fn path(&self) -> PathBuf {

@@ -126,6 +126,17 @@ pub fn fdatasync(fd: BorrowedFd<'_>) -> io::Result<()> {
     check(unsafe { libc::fdatasync(fd.as_raw_fd()) }).map(drop)
 }
 
+/// Writes out what the page cache has of the file, and waits for the end of that
+/// (`sync_file_range`). Neither attributes nor the disk's cache are written.
+pub fn write_out(fd: BorrowedFd<'_>) -> io::Result<()> {
+    fault::point("sync_file_range")?;
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: only the descriptor is used.
+    check(unsafe { libc::sync_file_range(fd.as_raw_fd(), 0, 0, flags) }).map(drop)
+}
+
 /// Takes an exclusive `flock` without waiting: EWOULDBLOCK where somebody else has it.
 pub fn lock_exclusive(fd: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: only the descriptor is used.

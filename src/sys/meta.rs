@@ -5,7 +5,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{EMPTY, check, cstr, fault};
+use super::{EMPTY, check, cstr, fault, is_path_only};
 
 /// A `struct stat`.
 pub type Stat = libc::stat;
@@ -65,6 +65,13 @@ pub fn fchownat(
 /// that may be an `O_PATH` one.
 pub fn fchmodat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
     fault::point("fchmodat")?;
+    if name.is_empty() {
+        // SAFETY: only the descriptor is used.
+        let ret = check(unsafe { libc::fchmod(dir.as_raw_fd(), mode) });
+        if !is_path_only(&ret) {
+            return ret.map(drop);
+        }
+    }
     let (at, path) = if name.is_empty() {
         (
             libc::AT_FDCWD,

@@ -25,6 +25,12 @@ fn check(ret: libc::c_int) -> io::Result<libc::c_int> {
     }
 }
 
+/// Whether a call has failed because the descriptor was opened with `O_PATH`: its name in `/proc` takes
+/// the same call.
+fn is_path_only<T>(result: &io::Result<T>) -> bool {
+    matches!(result, Err(e) if e.raw_os_error() == Some(libc::EBADF))
+}
+
 fn check_len(ret: isize) -> io::Result<usize> {
     usize::try_from(ret).map_err(|_| io::Error::last_os_error())
 }

@@ -103,6 +103,14 @@ impl Union {
         }
     }
 
+    /// The attributes of what was just made in the upper, and stands there alone.
+    pub(super) fn attr_of_new(&self, node: &Node, stat: &Stat) -> Attr {
+        // Not every file system counts what is in a directory.
+        let least = if node.is_dir() { 2 } else { 1 };
+        let nlink = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
+        self.attr_of(node, stat, nlink.max(least))
+    }
+
     fn count_subdirs(&self, tree: &Tree<'_>, node: &Node, listing: &Listing) -> Result<i64> {
         let index = self.index(tree, node)?;
         let is_dir = |kind: u8| kind == libc::DT_DIR;
@@ -127,28 +135,19 @@ impl Union {
         if node.kind == Kind::Symlink && set.mode.is_some() {
             return Err(Error::new(libc::EOPNOTSUPP, "chmod a symlink"));
         }
+        let mut done = false;
         if let Some(size) = set.size {
             self.truncate(caller, &node, fh, size)?;
         } else {
-            self.copy_up(&node, Want::Meta)?;
+            done = self.copy_up_changed(&node, set)?;
         }
-        {
+        if !done {
             let _flight = self.hold_metadata(&node);
             let tree = self.read_tree();
             let at = self.place(&tree, &node)?;
-            if set.uid.is_some() || set.gid.is_some() {
-                meta::fchownat(at.fd(), &at.name, set.uid, set.gid).op("chown")?;
-            }
-            if let Some(mode) = set.mode {
-                meta::fchmodat(at.fd(), &at.name, mode).op("chmod")?;
-            }
-            if set.atime.is_some() || set.mtime.is_some() {
-                let times = [timespec(set.atime), timespec(set.mtime)];
-                meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
-            }
-            if is_empty(set) && !node.is_dir() {
-                drop_privileges(caller, &node, &at)?;
-            }
+            let changed = change(caller, &node, &at, set);
+            node.attributes_changed();
+            changed?;
         }
         self.attr(&node)
     }
@@ -181,6 +180,24 @@ impl Union {
         }
         Ok(())
     }
+}
+
+/// Changes the attributes of an object of the upper.
+fn change(caller: &Caller, node: &Node, at: &At, set: &SetAttr) -> Result<()> {
+    if set.uid.is_some() || set.gid.is_some() {
+        meta::fchownat(at.fd(), &at.name, set.uid, set.gid).op("chown")?;
+    }
+    if let Some(mode) = set.mode {
+        meta::fchmodat(at.fd(), &at.name, mode).op("chmod")?;
+    }
+    if set.atime.is_some() || set.mtime.is_some() {
+        let times = [timespec(set.atime), timespec(set.mtime)];
+        meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
+    }
+    if is_empty(set) && !node.is_dir() {
+        drop_privileges(caller, node, at)?;
+    }
+    Ok(())
 }
 
 /// Clears the set-id bits of an open file, as Linux does when its data change.
@@ -228,7 +245,7 @@ fn is_empty(set: &SetAttr) -> bool {
         && set.mtime.is_none()
 }
 
-fn timespec(time: Option<SetTime>) -> libc::timespec {
+pub fn timespec(time: Option<SetTime>) -> libc::timespec {
     let (tv_sec, tv_nsec) = match time {
         None => (0, libc::UTIME_OMIT),
         Some(SetTime::Now) => (0, libc::UTIME_NOW),

@@ -6,26 +6,24 @@
 
 use std::collections::HashSet;
 use std::ffi::{CStr, CString};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Union;
-use super::api::{Durability, Ino, Kind, ROOT};
+use super::api::{Durability, Ino, Kind, ROOT, SetAttr};
+use super::attr::timespec;
+use super::copy_data::punch;
 use super::marks::{self, Mark, Space};
-use super::node::{LowerAt, Node};
+use super::node::{LowerAt, Mtime, Node};
 use super::place::{At, Tree};
 use super::upper::Upper;
-use super::work::Temp;
+use super::work::{Made, Temp};
 use crate::error::{Context, Error, Result, best_effort};
-use crate::layer::LowerFile;
-use crate::layer::reopen::too_short;
 use crate::sys::meta::{self, Stat};
-use crate::sys::{copy, file, name, xattr};
-
-/// The most that one call copies.
-const CHUNK: u64 = 1 << 20;
+use crate::sys::{file, name, xattr};
 
 const CAPABILITY: &CStr = c"security.capability";
 
@@ -40,6 +38,21 @@ pub enum Want {
     Data,
     /// A file of length 0: its data are about to be cut off.
     Empty,
+}
+
+/// What a copy-up has come to.
+#[derive(Default)]
+struct Done {
+    /// A copy was made just now.
+    made: bool,
+    data: Option<Fresh>,
+}
+
+/// Data that have just come to the upper.
+pub struct Fresh {
+    pub generation: u16,
+    /// Open for reading and writing.
+    pub fd: Arc<OwnedFd>,
 }
 
 /// The copy-ups under way.
@@ -75,25 +88,52 @@ impl Drop for Flight<'_> {
 impl Union {
     /// Brings an object, and its parents, to the upper. EROFS on a read-only mount.
     pub(super) fn copy_up(&self, node: &Arc<Node>, want: Want) -> Result<()> {
+        self.bring(node, want, None).map(drop)
+    }
+
+    /// The same for a change of attributes. True: the copy was made, and has come with the change.
+    pub(super) fn copy_up_changed(&self, node: &Arc<Node>, set: &SetAttr) -> Result<bool> {
+        // A new owner takes away what the old one's copy has; that is left to the file system.
+        let whole = set
+            .mode
+            .or(set.atime.and(Some(0)))
+            .or(set.mtime.and(Some(0)));
+        let change = whole.filter(|_| set.uid.is_none() && set.gid.is_none());
+        let done = self.bring(node, Want::Meta, change.map(|_| set))?;
+        Ok(change.is_some() && done.made)
+    }
+
+    /// The same for a change of the data. If they came just now: the file that they were written to.
+    pub(super) fn copy_up_data(&self, node: &Arc<Node>) -> Result<Option<Fresh>> {
+        self.bring(node, Want::Data, None).map(|done| done.data)
+    }
+
+    fn bring(&self, node: &Arc<Node>, want: Want, change: Option<&SetAttr>) -> Result<Done> {
         self.upper()?;
-        let done = |n: &Node| {
+        let there = |n: &Node| {
             let state = n.state.read();
             state.upper && (want == Want::Meta || !state.metacopy)
         };
-        while !done(node) {
+        let mut last = Done::default();
+        while !there(node) {
             let mut chain = vec![node.clone()];
             while let Some(parent) = chain.last().and_then(missing_parent) {
                 chain.push(parent);
             }
             while let Some(next) = chain.pop() {
-                let want = if chain.is_empty() { want } else { Want::Meta };
-                if !self.copy_up_one(&next, want)? {
+                let done = if chain.is_empty() {
+                    self.copy_up_one(&next, want, change)?
+                } else {
+                    self.copy_up_one(&next, Want::Meta, None)?
+                };
+                let Some(done) = done else {
                     // A rename put it under a parent that is not there yet.
                     break;
-                }
+                };
+                last = done;
             }
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Held while metadata change. The data of a metadata copy do not come meanwhile: what their
@@ -103,8 +143,13 @@ impl Union {
         waits.then(|| self.flights.enter(node.ino))
     }
 
-    /// False if the parent is missing in the upper after all.
-    fn copy_up_one(&self, node: &Arc<Node>, want: Want) -> Result<bool> {
+    /// None if the parent is missing in the upper after all.
+    fn copy_up_one(
+        &self,
+        node: &Arc<Node>,
+        want: Want,
+        change: Option<&SetAttr>,
+    ) -> Result<Option<Done>> {
         let _flight = self.flights.enter(node.ino);
         let (upper, metacopy) = {
             let state = node.state.read();
@@ -114,7 +159,7 @@ impl Union {
             if metacopy && want != Want::Meta {
                 self.fill(node, want)?;
             }
-            return Ok(true);
+            return Ok(Some(Done::default()));
         }
         let lower = &node
             .lower_at()
@@ -124,89 +169,117 @@ impl Union {
             && lower.stat.st_size > 0
             && lower.path().len() <= MAX_REDIRECT
             && self.upper()?.extended;
-        let temp = self.make_copy(node, lower, want, keeps_data)?;
-        if !self.publish_copy(node, temp, keeps_data)? {
-            return Ok(false);
-        }
+        let (temp, file) = self.make_copy(node, lower, want, keeps_data, change)?;
+        let Some(generation) = self.publish_copy(node, temp, keeps_data)? else {
+            return Ok(None);
+        };
         self.copied.object();
         let parent = node.parent();
         if let (Some(parent), Durability::Full) = (parent, self.upper()?.durability) {
             self.sync_dir(&parent, false)?;
         }
-        Ok(true)
+        let data = file.filter(|_| want == Want::Data);
+        Ok(Some(Done {
+            made: true,
+            data: data.map(|fd| Fresh { generation, fd }),
+        }))
     }
 
-    /// The copy in the work directory, complete.
+    /// The copy in the work directory, complete; of a file it is open.
     fn make_copy(
         &self,
         node: &Node,
         lower: &LowerAt,
         want: Want,
         keeps_data: bool,
-    ) -> Result<Temp<'_>> {
+        change: Option<&SetAttr>,
+    ) -> Result<(Temp<'_>, Option<Arc<OwnedFd>>)> {
         let upper = self.upper()?;
         let temp = Temp::new(upper);
-        let at = temp.place();
-        let mode = lower.stat.st_mode & libc::S_IFMT;
+        let mut at = temp.place();
+        let kind = lower.stat.st_mode & libc::S_IFMT;
+        let wanted = change.and_then(|set| set.mode);
+        let mut mode = upper.mode_to_make(kind, wanted.unwrap_or(lower.stat.st_mode));
         let mut opened = None;
         match node.kind {
-            Kind::Dir => name::mkdirat(at.fd(), &at.name, 0o700).op("copy up directory")?,
+            Kind::Dir => name::mkdirat(at.fd(), &at.name, mode).op("copy up directory")?,
             Kind::Symlink => {
                 let target = self.read_lower_link(lower)?;
                 name::symlinkat(&target, at.fd(), &at.name).op("copy up symlink")?;
             }
             Kind::File => {
                 let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
-                let fd = file::openat(at.fd(), &at.name, flags, 0o600).op("copy up file")?;
+                let fd = file::openat(at.fd(), &at.name, flags, mode).op("copy up file")?;
+                let fd = Arc::new(fd);
+                opened = Some(fd.clone());
+                at = At::of(fd);
+                let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
                 if keeps_data {
-                    let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
-                    file::ftruncate(fd.as_fd(), size).op("copy up file")?;
-                    upper.set_mark(&at, Mark::Redirect, &lower.path())?;
+                    file::ftruncate(at.fd(), size).op("copy up file")?;
+                    if lower.stat.st_nlink > 1 {
+                        // A name of it may come to stand where the layers hold something else.
+                        upper.set_mark(&at, Mark::Redirect, &lower.path())?;
+                    }
                     upper.set_mark(&at, Mark::Metacopy, b"")?;
                 } else if want != Want::Empty {
-                    let size = u64::try_from(lower.stat.st_size).unwrap_or(0);
-                    self.copy_data(lower, &fd, size)?;
+                    self.copy_data(lower, at.fd(), size, 0)?;
                 }
-                opened = Some(fd);
             }
             _ if upper.devices || matches!(node.kind, Kind::Fifo | Kind::Socket) => {
-                name::mknodat(at.fd(), &at.name, mode | 0o600, lower.stat.st_rdev)
+                name::mknodat(at.fd(), &at.name, kind | mode, lower.stat.st_rdev)
                     .op("copy up special file")?;
             }
-            kind => upper.write_special(&at, kind, lower.stat.st_rdev)?,
+            kind => {
+                mode = 0o600;
+                upper.write_special(&at, kind, lower.stat.st_rdev)?;
+            }
         }
-        self.copy_metadata(lower, node, &at)?;
+        let made = upper.made.map(|made| (made, mode));
+        self.copy_metadata(lower, node, &at, made, change)?;
         if want == Want::Empty {
             // The cut shows with the copy, and so must its time.
             let time = |tv_nsec| libc::timespec { tv_sec: 0, tv_nsec };
             let times = [time(libc::UTIME_OMIT), time(libc::UTIME_NOW)];
             meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
         }
-        if let Some(fd) = opened
+        if let Some(fd) = &opened
             && want != Want::Empty
             && !keeps_data
-            && upper.durability != Durability::Volatile
+            && lower.stat.st_size > 0
         {
-            file::fdatasync(fd.as_fd()).op("sync copy")?;
+            upper.barrier.before_publishing(fd.as_fd())?;
         }
-        Ok(temp)
+        Ok((temp, opened))
     }
 
-    /// Owner, mode, attributes, number and times of a lower object onto its copy.
-    pub(super) fn copy_metadata(&self, lower: &LowerAt, node: &Node, to: &At) -> Result<()> {
+    /// Owner, mode, attributes, number and times of a lower object onto its copy. `made`: the owner and
+    /// the mode that the copy has, if they are known; `change`: what it is to have instead of the lower's.
+    pub(super) fn copy_metadata(
+        &self,
+        lower: &LowerAt,
+        node: &Node,
+        to: &At,
+        made: Option<(Made, u32)>,
+        change: Option<&SetAttr>,
+    ) -> Result<()> {
         let upper = self.upper()?;
         let stat = &lower.stat;
         let mut mode = stat.st_mode & 0o7777;
-        match meta::fchownat(to.fd(), &to.name, Some(stat.st_uid), Some(stat.st_gid)) {
-            Err(e) if may_not_chown(&e) => {
-                // What belongs to somebody else now must not lend that somebody's rights.
-                if !node.is_dir() {
-                    mode &= !(libc::S_ISUID | libc::S_ISGID);
+        let owner = (stat.st_uid, stat.st_gid);
+        if made.is_none_or(|(made, _)| (made.uid, made.gid) != owner) {
+            match meta::fchownat(to.fd(), &to.name, Some(owner.0), Some(owner.1)) {
+                Err(e) if may_not_chown(&e) => {
+                    // What belongs to somebody else now must not lend that somebody's rights.
+                    if !node.is_dir() {
+                        mode &= !(libc::S_ISUID | libc::S_ISGID);
+                    }
                 }
+                other => other.op("copy up owner")?,
             }
-            other => other.op("copy up owner")?,
         }
-        self.copy_xattrs(lower, to)?;
+        // What is known of the root's is about the upper.
+        let bare = node.ino != ROOT && node.bare.load(Ordering::Acquire);
+        let has_xattrs = !bare && self.copy_xattrs(lower, node, to)?;
         if node.ino != ROOT {
             match upper.space {
                 Space::None => upper.remember(to.stat()?.st_ino, node.ino),
@@ -223,18 +296,27 @@ impl Union {
             }
         }
         // Late, as a mode may keep its owner from setting marks. An ACL that was copied agrees with it.
-        if node.kind != Kind::Symlink {
+        mode = change.and_then(|set| set.mode).unwrap_or(mode);
+        let has = made.map(|(made, mode)| mode & !made.masked);
+        if node.kind != Kind::Symlink && (has_xattrs || has != Some(mode)) {
             meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
         }
-        restore_times(to, stat)
+        let mut times = times_of(stat);
+        if let Some(set) = change {
+            let [atime, mtime] = &mut times;
+            set.atime.inspect(|t| *atime = timespec(Some(*t)));
+            set.mtime.inspect(|t| *mtime = timespec(Some(*t)));
+        }
+        meta::utimensat(to.fd(), &to.name, &times).op("copy up times")
     }
 
-    fn copy_xattrs(&self, lower: &LowerAt, to: &At) -> Result<()> {
-        let keys = self.lowers.list_xattrs(&lower.dir, &lower.name)?;
-        if keys.is_empty() {
-            return Ok(());
-        }
-        for key in keys.iter().filter(|k| marks::unescape(k).is_some()) {
+    /// Whether there are any.
+    fn copy_xattrs(&self, lower: &LowerAt, node: &Node, to: &At) -> Result<bool> {
+        let mut keys = self.lowers.list_xattrs(&lower.dir, &lower.name)?;
+        keys.retain(|k| marks::unescape(k).is_some());
+        let known = node.ino != ROOT || node.bare.load(Ordering::Acquire);
+        node.bare.store(known && keys.is_empty(), Ordering::Release);
+        for key in &keys {
             let key = CString::new(key.as_slice())
                 .map_err(|_| Error::new(libc::EIO, "attribute name"))?;
             let value = match self.lowers.get_xattr(&lower.dir, &lower.name, &key) {
@@ -247,68 +329,17 @@ impl Union {
                 other => other.op("copy up xattr")?,
             }
         }
-        Ok(())
+        Ok(!keys.is_empty())
     }
 
-    /// Copies the first `size` bytes of a lower file; holes stay holes.
-    fn copy_data(&self, lower: &LowerAt, to: &OwnedFd, size: u64) -> Result<()> {
-        if size == 0 {
-            return Ok(());
-        }
-        let from = lower.file();
-        let cloned = self.lowers.with_file(&from, "open lower", |from| {
-            Ok(copy::clone(from, to.as_fd()).is_ok())
-        })?;
-        if cloned {
-            self.copied.data(size);
-            return file::ftruncate(to.as_fd(), size).op("copy up file");
-        }
-        let mut at = 0;
-        while at < size {
-            let (begin, end) = self
-                .lowers
-                .with_file(&from, "open lower", |from| Ok(next_data(from, at, size)))?;
-            self.copy_range(&from, to.as_fd(), begin, end)?;
-            at = end;
-        }
-        self.copied.data(size);
-        file::ftruncate(to.as_fd(), size).op("copy up file")
-    }
-
-    /// Copies a range; EIO if the source ends before it should.
-    fn copy_range(&self, from: &LowerFile, to: BorrowedFd<'_>, begin: u64, end: u64) -> Result<()> {
-        let mut at = begin;
-        while at < end {
-            let len = usize::try_from((end - at).min(CHUNK * 64)).unwrap_or(usize::MAX);
-            let copied = self.lowers.with_file(from, "open lower", |from| {
-                Ok(copy::copy_file_range(from, at, to, at, len).unwrap_or(0))
-            })?;
-            if copied == 0 {
-                break;
-            }
-            at += copied as u64;
-        }
-        let mut buf = Vec::new();
-        while at < end {
-            buf.resize(usize::try_from((end - at).min(CHUNK)).unwrap_or(0), 0);
-            let n = self.lowers.with_file(from, "read lower", |from| {
-                match file::pread(from, &mut buf, at) {
-                    Ok(0) => Err(too_short()),
-                    other => other,
-                }
-            })?;
-            let mut rest = buf.get(..n).unwrap_or_default();
-            while !rest.is_empty() {
-                let n = file::pwrite(to, rest, at).op("write copy")?;
-                rest = rest.get(n..).unwrap_or_default();
-                at += n as u64;
-            }
-        }
-        Ok(())
-    }
-
-    /// Moves the copy to its place, under the tree lock. False: there is no parent to put it in.
-    fn publish_copy(&self, node: &Arc<Node>, temp: Temp<'_>, keeps_data: bool) -> Result<bool> {
+    /// Moves the copy to its place, under the tree lock. Returns the generation of what is there now;
+    /// None: there is no parent to put it in.
+    fn publish_copy(
+        &self,
+        node: &Arc<Node>,
+        temp: Temp<'_>,
+        keeps_data: bool,
+    ) -> Result<Option<u16>> {
         let upper = self.upper()?;
         let tree = self.write_tree();
         let (removed, link) = {
@@ -328,12 +359,11 @@ impl Union {
             state.upper = true;
             state.metacopy = keeps_data;
             drop(state);
-            node.moved();
-            return Ok(true);
+            return Ok(Some(node.moved()));
         }
         let (parent, name) = link.ok_or_else(|| Error::new(libc::EIO, "copy up without a name"))?;
         if !parent.state.read().upper {
-            return Ok(false);
+            return Ok(None);
         }
         let shared = node
             .lower
@@ -359,10 +389,10 @@ impl Union {
         state.metacopy = keeps_data;
         state.indexed = shared.is_some();
         state.set_nlink_delta(delta);
+        state.single = !node.is_dir() && shared.is_none();
         node.settle_link(&mut state, &parent, &name, true);
         drop(state);
-        node.moved();
-        Ok(true)
+        Ok(Some(node.moved()))
     }
 
     /// The rename, with the parent's times kept: nothing changed as users see it.
@@ -375,18 +405,24 @@ impl Union {
         node: &Node,
     ) -> Result<()> {
         let upper = self.upper()?;
-        let dir = At {
-            dir: self.dir_fd(tree, parent)?,
-            name: Vec::new(),
-        };
-        let times = dir.stat()?;
+        let dir = At::of(self.dir_fd(tree, parent)?);
         let to = self.child_place(tree, parent, name)?;
         let mut index = self.index(tree, parent)?;
+        let before = match index.mtime() {
+            Some(known) => known,
+            None => {
+                let stat = dir.stat()?;
+                (stat.st_mtime, stat.st_mtime_nsec)
+            }
+        };
         let from = temp.place();
         upper.with_rights(&[&dir, &from], || temp.publish(&to, 0))?;
         index.set(name, Some(node.kind.dtype()), false);
+        index.set_ino(name, node.ino);
+        let kept = restore_mtime(&dir, before);
+        index.set_mtime(kept.is_ok().then_some(before));
         drop(index);
-        best_effort("keep the times of the parent", restore_times(&dir, &times));
+        best_effort("keep the time of the parent", kept);
         Ok(())
     }
 
@@ -447,10 +483,7 @@ impl Union {
         let at = {
             let tree = self.read_tree();
             let at = self.place(&tree, node)?;
-            At {
-                dir: Arc::new(upper.open_at(&at, libc::O_RDWR)?),
-                name: Vec::new(),
-            }
+            At::of(Arc::new(upper.open_at(&at, libc::O_RDWR)?))
         };
         let fd = at.dir.clone();
         let before = at.stat()?;
@@ -463,15 +496,16 @@ impl Union {
                 // A truncation that a crash cut off may have made it shorter.
                 let size = u64::try_from(before.st_size.min(lower.stat.st_size)).unwrap_or(0);
                 // The disk may be full of what did arrive.
+                let has = u64::try_from(before.st_size).unwrap_or(0);
                 let undo = |_: &Error| best_effort("empty a metadata copy", punch(&fd, size));
-                let copied = self.copy_data(&lower, &fd, size).inspect_err(undo);
+                let copied = self
+                    .copy_data(&lower, fd.as_fd(), size, has)
+                    .inspect_err(undo);
                 // Also after half of it: the time and the privileges are the user's to lose, not ours.
                 let kept = restore_times(&at, &before)
                     .and_then(|()| restore_privileges(&at, &before, capability.as_deref()));
                 copied.and(kept)?;
-                if upper.durability != Durability::Volatile {
-                    file::fdatasync(fd.as_fd()).op("sync copy")?;
-                }
+                upper.barrier.before_publishing(fd.as_fd())?;
             }
             _ => {
                 file::ftruncate(fd.as_fd(), 0).op("truncate")?;
@@ -524,7 +558,21 @@ fn may_not_chown(e: &std::io::Error) -> bool {
 
 /// Sets the times back to what they were.
 pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
-    let times = [
+    meta::utimensat(at.fd(), &at.name, &times_of(stat)).op("copy up times")
+}
+
+/// Sets the time of modification back to what it was.
+fn restore_mtime(at: &At, (tv_sec, tv_nsec): Mtime) -> Result<()> {
+    let omit = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: libc::UTIME_OMIT,
+    };
+    let times = [omit, libc::timespec { tv_sec, tv_nsec }];
+    meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
+}
+
+fn times_of(stat: &Stat) -> [libc::timespec; 2] {
+    [
         libc::timespec {
             tv_sec: stat.st_atime,
             tv_nsec: stat.st_atime_nsec,
@@ -533,14 +581,7 @@ pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
             tv_sec: stat.st_mtime,
             tv_nsec: stat.st_mtime_nsec,
         },
-    ];
-    meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
-}
-
-/// Gives the blocks of the first `size` bytes back.
-fn punch(fd: &OwnedFd, size: u64) -> Result<()> {
-    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    file::fallocate(fd.as_fd(), mode, 0, size).op("punch hole")
+    ]
 }
 
 /// Gives an open file the mode and the capabilities back that it had before it was written.
@@ -557,21 +598,4 @@ fn restore_privileges(at: &At, before: &Stat, capability: Option<&[u8]>) -> Resu
 /// The error of an object without the attribute, or of a file system without any.
 fn absent(e: &std::io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP))
-}
-
-/// The next piece of data from an offset on; what lies before it is a hole.
-fn next_data(fd: BorrowedFd<'_>, at: u64, size: u64) -> (u64, u64) {
-    let offset = i64::try_from(at).unwrap_or(i64::MAX);
-    let begin = match file::lseek(fd, offset, libc::SEEK_DATA) {
-        Ok(begin) => begin,
-        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return (size, size),
-        Err(_) => return (at, size),
-    };
-    let end = file::lseek(fd, begin, libc::SEEK_HOLE)
-        .ok()
-        .and_then(|e| u64::try_from(e).ok());
-    (
-        u64::try_from(begin).unwrap_or(at),
-        end.unwrap_or(size).min(size),
-    )
 }

@@ -7,23 +7,21 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Attr, Caller, Ino, Kind};
 use super::copy_up::Want;
 use super::lookup::check_name;
 use super::lowers::kind_of;
-use super::node::Node;
+use super::node::{Inherited, Node};
 use super::open::CREATE_FLAGS;
 use super::place::At;
 use super::table::Used;
 use super::upper::Upper;
-use super::work::{self, Temp};
+use super::work::{self, DEFAULT_ACL, Temp};
 use crate::error::{Context, Error, Result, best_effort};
-use crate::sys::meta::Stat;
 use crate::sys::{file, meta, name, xattr};
-
-const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
 
 /// What to make.
 #[derive(Clone, Copy, Debug)]
@@ -61,14 +59,13 @@ impl Union {
         let parent = self.table.get(parent)?;
         loop {
             let what = What::File(flags & CREATE_FLAGS);
-            let (node, fh) = match self.make(caller, &parent, name.as_bytes(), mode, what) {
-                Ok((node, Some(fd))) => {
-                    let fh = self.opened(node.clone(), flags, fd);
-                    (node, fh)
-                }
-                Ok((node, None)) => {
-                    let fh = self.open_node(caller, node.clone(), flags)?;
-                    (node, fh)
+            let (node, fh, attr) = match self.make(caller, &parent, name.as_bytes(), mode, what) {
+                Ok(New { node, fd, attr }) => {
+                    let fh = match fd {
+                        Some(fd) => self.opened(node.clone(), flags, fd),
+                        None => self.open_node(caller, node.clone(), flags)?,
+                    };
+                    (node, fh, attr)
                 }
                 // Somebody else was faster.
                 Err(e) if e.errno() == libc::EEXIST && flags & libc::O_EXCL == 0 => {
@@ -76,11 +73,14 @@ impl Union {
                         continue;
                     };
                     let fh = self.open_node(caller, node.clone(), flags)?;
-                    (node, fh)
+                    (node, fh, None)
                 }
                 Err(e) => return Err(e),
             };
-            let attr = self.attr(&node).inspect_err(|_| self.release(fh))?;
+            let attr = match attr {
+                Some(attr) => attr,
+                None => self.attr(&node).inspect_err(|_| self.release(fh))?,
+            };
             self.table.count(&node);
             return Ok((attr, fh));
         }
@@ -129,8 +129,8 @@ impl Union {
         what: What<'_>,
     ) -> Result<Attr> {
         let parent = self.table.get(parent)?;
-        let (node, _) = self.make(caller, &parent, name.as_bytes(), mode, what)?;
-        let attr = self.attr(&node)?;
+        let New { node, attr, .. } = self.make(caller, &parent, name.as_bytes(), mode, what)?;
+        let attr = attr.map_or_else(|| self.attr(&node), Ok)?;
         self.table.count(&node);
         Ok(attr)
     }
@@ -142,7 +142,7 @@ impl Union {
         name: &[u8],
         mode: u32,
         what: What<'_>,
-    ) -> Result<(Used<'_>, Option<OwnedFd>)> {
+    ) -> Result<New<'_>> {
         check_name(name)?;
         let listing = self.listing(parent)?;
         self.copy_up(parent, Want::Meta)?;
@@ -163,35 +163,36 @@ impl Union {
             return Err(Error::new(libc::EEXIST, "create"));
         }
         let hidden = held.is_some();
-        let acl = match index.default_acl {
-            Some(has) => has,
-            None => *index.default_acl.insert(has_default_acl(&dir)?),
+        let lends = match index.inherited() {
+            Some(lends) => lends,
+            None => inherited(parent, &dir)?,
         };
-        let parent_stat = dir.stat()?;
-        let plan = plan(upper, caller, &parent_stat, mode, what, acl);
+        index.set_inherited(lends);
+        let plan = plan(upper, caller, lends, mode, what);
         let plain = !hidden
             && plan.special.is_none()
             && (!upper.privileged()
-                || plan.uid == upper.uid
-                    && (plan.gid == upper.gid || parent_stat.st_mode & libc::S_ISGID != 0));
+                || plan.uid == upper.uid && (plan.gid == upper.gid || lends.gid.is_some()));
         let (stat, fd) = if plain {
             let fd = make_at(&to, &plan)?;
             let undo = |_: &Error| best_effort("undo", work::remove(to.fd(), &to.name));
             (to.stat().inspect_err(undo)?, fd)
         } else {
-            let inherit = if acl { Some(&dir) } else { None };
+            let inherit = if lends.acl { Some(&dir) } else { None };
             let opaque = matches!(what, What::Dir) && below;
             let made = self.make_in_work(upper, &plan, inherit, opaque)?;
             (made.at.stat()?, made.publish(&to, &plan)?)
         };
-        let node = self.born(name, &stat, plan.special);
+        let node = self.born(name, &stat, plan.special, lends.bare);
         index.set(name, Some(node.kind.dtype()), false);
+        index.set_ino(name, node.ino);
         drop(index);
         node.add_link(parent, name, true);
         if hidden && upper.wh_is_mark() {
             upper.clear_wh(to.fd(), name)?;
         }
-        Ok((node, fd))
+        let attr = plain.then(|| self.attr_of_new(&node, &stat));
+        Ok(New { node, fd, attr })
     }
 
     fn make_in_work<'a>(
@@ -249,6 +250,14 @@ impl Union {
     }
 }
 
+/// An object that was just made.
+struct New<'a> {
+    node: Used<'a>,
+    fd: Option<OwnedFd>,
+    /// None: to be asked for.
+    attr: Option<Attr>,
+}
+
 /// An object that is finished, and not yet in its place.
 struct Made<'a> {
     temp: Temp<'a>,
@@ -274,15 +283,18 @@ impl Made<'_> {
 fn plan<'a>(
     upper: &Upper,
     caller: &Caller,
-    parent: &Stat,
+    lends: Inherited,
     mode: u32,
     what: What<'a>,
-    acl: bool,
 ) -> Plan<'a> {
-    let mut mode = if acl { mode } else { mode & !caller.umask };
+    let mut mode = if lends.acl {
+        mode
+    } else {
+        mode & !caller.umask
+    };
     let mut gid = caller.gid;
-    if parent.st_mode & libc::S_ISGID != 0 {
-        gid = parent.st_gid;
+    if let Some(lent) = lends.gid {
+        gid = lent;
         // As the kernel does itself since 6.0.
         let runs_as_group = mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP;
         if matches!(what, What::File(_)) && runs_as_group && caller.uid != 0 && caller.gid != gid {
@@ -326,6 +338,18 @@ fn make_at(at: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
             .op("mknod")
             .map(|()| None),
     }
+}
+
+/// What is made in a directory without attributes has none either: a file system or a security module
+/// that gives some to what is new has given them to the directory too.
+fn inherited(node: &Node, dir: &At) -> Result<Inherited> {
+    let stat = dir.stat()?;
+    let bare = node.bare.load(Ordering::Acquire);
+    Ok(Inherited {
+        acl: !bare && has_default_acl(dir)?,
+        bare,
+        gid: (stat.st_mode & libc::S_ISGID != 0).then_some(stat.st_gid),
+    })
 }
 
 fn has_default_acl(dir: &At) -> Result<bool> {

@@ -34,8 +34,10 @@ impl Union {
             if held.map_or(listing.get(new_name).is_some(), |h| h.object.is_some()) {
                 return Err(Error::new(libc::EEXIST, "link"));
             }
+            node.state.write().single = false;
             let from = self.place(&tree, &node)?;
             let to = self.child_place(&tree, &parent, new_name)?;
+            self.name_data(&node, &from)?;
             if held.is_some() && to.stat_if_there()?.is_some() {
                 let mut temp = Temp::new(upper);
                 name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link")?;
@@ -43,8 +45,10 @@ impl Union {
             } else {
                 name::linkat(from.fd(), &from.name, to.fd(), &to.name).op("link")?;
             }
-            self.index(&tree, &parent)?
-                .set(new_name, Some(node.kind.dtype()), false);
+            let mut index = self.index(&tree, &parent)?;
+            index.set(new_name, Some(node.kind.dtype()), false);
+            index.set_ino(new_name, node.ino);
+            drop(index);
             node.add_link(&parent, new_name, true);
             if !node.is_local() {
                 parent.as_dir()?.homegrown.store(false, Ordering::Relaxed);

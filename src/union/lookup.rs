@@ -10,7 +10,7 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
+use super::lowers::{Below, LOWER_BIT, kind_of, number_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
@@ -18,7 +18,7 @@ use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
-use crate::layer::{Listed, Lowers, dialect};
+use crate::layer::{Listed, Listing, Lowers, dialect};
 use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
 
@@ -113,6 +113,9 @@ impl Union {
         loop {
             let tree = self.read_tree();
             let held = self.held(&tree, parent, name)?;
+            if let Some(node) = self.standing(parent, name, held.as_ref(), &listing) {
+                return Ok(Some(self.table.used(node)));
+            }
             let (watch, node) = match held {
                 Some(Held {
                     object: Some(_),
@@ -123,6 +126,7 @@ impl Union {
                     let mut seen = self.seen(&tree, place, whiteout)?;
                     if let Some(node) = self.known(&tree, &mut seen, parent, name)? {
                         node.add_link(parent, name, true);
+                        self.index(&tree, parent)?.set_ino(name, node.ino);
                         return Ok(Some(self.table.used(node)));
                     }
                     let watch = self.table.watch(seen.ino);
@@ -155,8 +159,28 @@ impl Union {
                 return Err(Error::new(libc::EIO, "two objects have one number"));
             }
             node.add_link(parent, name, held.is_some());
+            if held.is_some() {
+                self.index(&tree, parent)?.set_ino(name, node.ino);
+            }
             return Ok(Some(node));
         }
+    }
+
+    /// The node that stands under a name, where memory alone tells: the number that goes with the name
+    /// is known, and the node of that number says that it stands there.
+    fn standing(
+        &self,
+        parent: &Node,
+        name: &[u8],
+        held: Option<&Held>,
+        listing: &Listing,
+    ) -> Option<Arc<Node>> {
+        let ino = match held {
+            Some(held) => held.object.map(|_| held.ino)?,
+            None => number_of(&listing.get(name)?)?,
+        };
+        let node = self.table.find(ino)?;
+        node.is_at(parent, name, held.is_some()).then_some(node)
     }
 
     /// The node of an upper object, if it is in memory. In an upper that was copied or made up, marks
@@ -267,8 +291,9 @@ impl Union {
             (marks.nlink, marks.ino) = (None, None);
         }
         let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-        // A redirect names what it merges with, whatever is hidden under the name it has now.
-        let whiteout = whiteout && marks.redirect.is_none();
+        // A redirect names what it merges with, whatever is hidden under the name it has now. Without one
+        // a metadata copy has its data under its own name: a marker beside it is of a removal that was cut off.
+        let whiteout = whiteout && marks.redirect.is_none() && !marks.metacopy;
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
         let ino = marks
             .ino
@@ -323,6 +348,8 @@ impl Union {
         state.metacopy = seen.marks.metacopy;
         state.indexed = seen.marks.nlink.is_some();
         state.set_nlink_delta(seen.marks.nlink.unwrap_or(0));
+        state.single =
+            seen.kind().0 != Kind::Dir && seen.stat.st_nlink == 1 && seen.marks.nlink.is_none();
         let bare = !seen.marks.others;
         Node::new(seen.ino, seen.kind(), name, lower, dirs, state, bare)
     }
@@ -364,13 +391,20 @@ impl Union {
         ))
     }
 
-    /// The node of an object that was just made in the upper.
-    pub(super) fn born(&self, name: &[u8], stat: &Stat, special: Option<(Kind, u64)>) -> Used<'_> {
+    /// The node of an object that was just made in the upper. `bare`: without attributes.
+    pub(super) fn born(
+        &self,
+        name: &[u8],
+        stat: &Stat,
+        special: Option<(Kind, u64)>,
+        bare: bool,
+    ) -> Used<'_> {
         let ino = stat.st_ino & !LOWER_BIT;
         let kind = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
-        let state = State::new(true);
+        let mut state = State::new(true);
+        state.single = kind.0 != Kind::Dir;
         let node = self.table.intern(ino, || {
-            let node = Node::new(ino, kind, name, None, Vec::new(), state, false);
+            let node = Node::new(ino, kind, name, None, Vec::new(), state, bare);
             if let Some(dir) = &node.dir {
                 dir.homegrown.store(true, Ordering::Relaxed);
                 *dir.index.lock() = Some(Index::default());

@@ -14,6 +14,8 @@
 pub mod api;
 
 mod attr;
+mod barrier;
+mod copy_data;
 mod copy_up;
 mod counts;
 mod create;
@@ -146,7 +148,7 @@ impl Union {
         if upper.adopts_root()?
             && let Some(lower) = root.lower_at()
         {
-            self.copy_metadata(&lower, &root, &upper.root_place())?;
+            self.copy_metadata(&lower, &root, &upper.root_place(), None, None)?;
             upper.note_adoption()?;
         }
         if root.as_dir()?.lowers.is_empty() {

@@ -56,6 +56,8 @@ pub struct State {
     pub metacopy: bool,
     /// The upper object is also held by the index of hard links.
     pub indexed: bool,
+    /// The upper object is known to have one name only; it is no directory.
+    pub single: bool,
 }
 
 #[derive(Debug, Default)]
@@ -329,6 +331,23 @@ impl Node {
         same.next().map(|l| l.in_upper |= in_upper).is_some()
     }
 
+    /// Whether it is known under this name, in the upper or only in a lower.
+    pub fn is_at(&self, parent: &Node, name: &[u8], in_upper: bool) -> bool {
+        let state = self.state.read();
+        let mut links = self.links(&state);
+        links.any(|l| l.is(parent, name) && l.in_upper == in_upper)
+    }
+
+    /// The attributes of a directory have changed: what was known of them is asked again.
+    pub fn attributes_changed(&self) {
+        if let Some(dir) = &self.dir
+            && let Some(index) = dir.index.lock().as_mut()
+            && let Some(names) = &mut index.known
+        {
+            (names.inherited, names.mtime) = (None, None);
+        }
+    }
+
     /// Whether this is a directory that is known to be under another name, or to be gone.
     pub fn stands_elsewhere(&self, parent: &Node, name: &[u8]) -> bool {
         if !self.is_dir() {
@@ -371,9 +390,11 @@ impl Node {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The data or the place of the data changed.
-    pub fn moved(&self) {
-        self.generation.fetch_add(1, Ordering::Release);
+    /// The data or the place of the data changed. Returns the number that handles of them have now.
+    pub fn moved(&self) -> u16 {
+        self.generation
+            .fetch_add(1, Ordering::Release)
+            .wrapping_add(1)
     }
 
     /// Whether the node answers without asking a lower.
@@ -417,6 +438,8 @@ pub struct Held {
     pub seq: u64,
     /// Tells one object under the name from the next.
     pub version: u64,
+    /// The number of the object, once it is known; else 0.
+    pub ino: Ino,
 }
 
 /// The names of one directory of the upper, as users know them.
@@ -424,8 +447,20 @@ pub struct Held {
 pub struct Index {
     /// None: nothing was ever there, as in most directories.
     known: Option<Box<Names>>,
-    /// Whether the directory has a default ACL; None: not asked yet.
-    pub default_acl: Option<bool>,
+}
+
+/// Seconds and nanoseconds.
+pub type Mtime = (i64, i64);
+
+/// What a directory lends to what is made in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Inherited {
+    /// It has a default ACL.
+    pub acl: bool,
+    /// It has no attributes that users may see, and so gives none.
+    pub bare: bool,
+    /// Its group, if that goes over.
+    pub gid: Option<u32>,
 }
 
 #[derive(Debug, Default)]
@@ -433,6 +468,8 @@ struct Names {
     held: HashMap<Box<[u8]>, Held>,
     order: BTreeMap<u64, Box<[u8]>>,
     next: u64,
+    inherited: Option<Inherited>,
+    mtime: Option<Mtime>,
 }
 
 impl Index {
@@ -442,11 +479,16 @@ impl Index {
 
     /// Records what stands under the name; an object where none was gets a new place in listings.
     pub fn set(&mut self, name: &[u8], object: Option<u8>, whiteout: bool) {
-        let Names { held, order, next } = &mut **self.known.get_or_insert_default();
+        let names = &mut **self.known.get_or_insert_default();
+        names.mtime = None;
+        let Names {
+            held, order, next, ..
+        } = names;
         *next += 1;
         if let Some(old) = held.get_mut(name) {
             if object.is_some() && old.object.is_some() {
                 (old.object, old.whiteout, old.version) = (object, whiteout, *next);
+                old.ino = 0;
                 return;
             }
             order.remove(&old.seq);
@@ -462,9 +504,38 @@ impl Index {
                 whiteout,
                 seq: *next,
                 version: *next,
+                ino: 0,
             },
         );
         order.insert(*next, name.into());
+    }
+
+    /// Records the number of the object under the name.
+    pub fn set_ino(&mut self, name: &[u8], ino: Ino) {
+        let names = self.known.as_mut();
+        if let Some(held) = names.and_then(|names| names.held.get_mut(name)) {
+            held.ino = ino;
+        }
+    }
+
+    /// What the directory lends, once that is known.
+    pub fn inherited(&self) -> Option<Inherited> {
+        self.known.as_ref()?.inherited
+    }
+
+    /// Records what the directory lends.
+    pub fn set_inherited(&mut self, inherited: Inherited) {
+        self.known.get_or_insert_default().inherited = Some(inherited);
+    }
+
+    /// The directory's time of modification, if it is known; a change of a name makes it unknown.
+    pub fn mtime(&self) -> Option<Mtime> {
+        self.known.as_ref()?.mtime
+    }
+
+    /// Records the directory's time of modification.
+    pub fn set_mtime(&mut self, mtime: Option<Mtime>) {
+        self.known.get_or_insert_default().mtime = mtime;
     }
 
     /// The names after a number, oldest first.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::Union;
 use super::api::{Caller, Ino, Kind};
 use super::attr::drop_set_ids;
-use super::copy_up::Want;
+use super::copy_up::{Fresh, Want};
 use super::node::Node;
 use super::work::Temp;
 use crate::error::{Context, Error, Result};
@@ -178,7 +178,13 @@ impl Union {
         if !may_write(handle.flags) {
             return Err(Error::new(libc::EBADF, "write"));
         }
-        self.copy_up(&handle.node, Want::Data)?;
+        let fresh = self.copy_up_data(&handle.node)?;
+        if let Some(Fresh { generation, fd }) = fresh
+            && handle.flags & KEPT_FLAGS & !libc::O_ACCMODE == 0
+        {
+            *handle.data.lock() = Some((generation, Data::Upper(fd.clone())));
+            return Ok(fd);
+        }
         self.upper_fd(&handle)
     }
 

@@ -30,6 +30,14 @@ pub struct At {
 }
 
 impl At {
+    /// The object behind a descriptor.
+    pub fn of(fd: Arc<OwnedFd>) -> At {
+        At {
+            dir: fd,
+            name: Vec::new(),
+        }
+    }
+
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }

@@ -151,8 +151,13 @@ impl Union {
             return Ok(Leaving::Last(None));
         }
         let at = self.child_place(tree, parent, name)?;
+        let upper = self.upper()?;
+        let last = node.is_dir() || node.state.read().single;
+        if last && !upper.remembers() {
+            return at.open(libc::O_PATH).map(|fd| Leaving::Last(Some(fd)));
+        }
         let stat = at.stat()?;
-        if !node.is_dir() {
+        if !last {
             let links = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
             let state = node.state.read();
             if links + state.nlink_delta() > 1 {
@@ -164,7 +169,7 @@ impl Union {
                 return at.open(libc::O_PATH).map(|fd| Leaving::Others(Some(fd)));
             }
         }
-        self.upper()?.unremember(stat.st_ino);
+        upper.unremember(stat.st_ino);
         at.open(libc::O_PATH).map(|fd| Leaving::Last(Some(fd)))
     }
 

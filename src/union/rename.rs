@@ -187,6 +187,8 @@ impl Union {
         let (from, to) = (&job.from, &job.to);
         let a = self.child_place(tree, &from.parent, from.name)?;
         let b = self.child_place(tree, &to.parent, to.name)?;
+        self.name_data(source, &a)?;
+        self.name_data(target, &b)?;
         name::renameat(a.fd(), &a.name, b.fd(), &b.name, libc::RENAME_EXCHANGE).op("exchange")?;
         for (node, old, new) in [(source, from, to), (target, to, from)] {
             node.drop_link(&old.parent, old.name);
@@ -195,10 +197,23 @@ impl Union {
         Ok(())
     }
 
+    /// Before an object gets another name, under the tree lock for writing: a metadata copy finds its data
+    /// by the name, so now they are named.
+    pub(super) fn name_data(&self, node: &Node, at: &At) -> Result<()> {
+        match node.lower_at() {
+            Some(lower) if node.state.read().metacopy => {
+                self.upper()?.set_mark(at, Mark::Redirect, &lower.path())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Records that a node stands under a name now.
     fn moved_in(&self, tree: &Tree<'_>, node: &Arc<Node>, at: &Spot<'_>) -> Result<()> {
-        self.index(tree, &at.parent)?
-            .set(at.name, Some(node.kind.dtype()), false);
+        let mut index = self.index(tree, &at.parent)?;
+        index.set(at.name, Some(node.kind.dtype()), false);
+        index.set_ino(at.name, node.ino);
+        drop(index);
         node.add_link(&at.parent, at.name, true);
         if !node.is_local() {
             at.parent
@@ -223,6 +238,7 @@ impl Union {
         let upper = self.upper()?;
         let a = self.child_place(tree, &from.parent, from.name)?;
         let b = self.child_place(tree, &to.parent, to.name)?;
+        self.name_data(source, &a)?;
         let mut rest = None;
         let mut leaving = None;
         // The steps of `.wh.` style show in the times of the parents, also when they are undone.
@@ -325,10 +341,9 @@ impl Union {
     fn move_over(&self, a: &At, b: &At, source: &Node, from_below: bool) -> Result<()> {
         let upper = self.upper()?;
         let rename = |flags| name::renameat(a.fd(), &a.name, b.fd(), &b.name, flags);
-        let at_target = b.stat_if_there()?;
-        let onto_whiteout = at_target
-            .is_some_and(|st| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0);
-        if onto_whiteout && source.is_dir() {
+        let is_whiteout = |st: Stat| st.st_mode & libc::S_IFMT == libc::S_IFCHR && st.st_rdev == 0;
+        // Only a directory cannot simply replace it.
+        if source.is_dir() && b.stat_if_there()?.is_some_and(is_whiteout) {
             rename(libc::RENAME_EXCHANGE).op("rename")?;
             if !from_below {
                 best_effort("remove whiteout", name::unlinkat(a.fd(), &a.name));
@@ -343,7 +358,7 @@ impl Union {
             other => return other.op("rename"),
         }
         // A file system without RENAME_WHITEOUT: a whiteout at the new name changes places.
-        if at_target.is_none() {
+        if b.stat_if_there()?.is_none() {
             name::mknodat(b.fd(), &b.name, libc::S_IFCHR, 0).op("make whiteout")?;
             let undo = |_: &std::io::Error| best_effort("undo", name::unlinkat(b.fd(), &b.name));
             return rename(libc::RENAME_EXCHANGE).inspect_err(undo).op("rename");

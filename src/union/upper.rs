@@ -11,10 +11,12 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
+use super::barrier::Barrier;
+use super::copy_data::Ways;
 use super::marks::{Mark, Marks, Space};
 use super::node::Node;
 use super::place::At;
-use super::work::{self, Probe};
+use super::work::{self, Made, Probe};
 use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect::{self, WH};
 use crate::sys::{dirent, file, meta, name};
@@ -52,6 +54,10 @@ pub struct Upper {
     wh_is_mark: bool,
     pub space: Space,
     pub durability: Durability,
+    pub barrier: Barrier,
+    pub ways: Ways,
+    /// None: not known.
+    pub made: Option<Made>,
     /// Redirects and metadata-only copies may be written.
     pub extended: bool,
     /// Real device nodes can be made.
@@ -114,6 +120,7 @@ impl Upper {
             let flags = libc::O_CREAT | libc::O_WRONLY;
             file::openat(base.as_fd(), VOLATILE, flags, 0o600).op("volatile marker")?;
         }
+        let barrier = Barrier::choose(config.durability, &root);
         let mut upper = Upper {
             root: Arc::new(root),
             work: Arc::new(work),
@@ -123,6 +130,9 @@ impl Upper {
             wh_is_mark: true,
             space: probe.space,
             durability: config.durability,
+            barrier,
+            ways: Ways::default(),
+            made: probe.made,
             extended: !config.portable_upper && probe.space != Space::None,
             devices: probe.devices,
             uid: nix::unistd::geteuid().as_raw(),
@@ -336,8 +346,26 @@ impl Upper {
         self.remembered.lock().remove(&upper_ino);
     }
 
+    /// Whether any number is kept in memory only.
+    pub fn remembers(&self) -> bool {
+        !self.remembered.lock().is_empty()
+    }
+
     pub fn recall(&self, upper_ino: u64) -> Option<Ino> {
         self.remembered.lock().get(&upper_ino).copied()
+    }
+
+    /// The mode to make a copy with: that of the original, without the bits that a new owner would take
+    /// away, and with the rights that a daemon without privileges needs until the copy is complete.
+    pub fn mode_to_make(&self, kind: u32, mode: u32) -> u32 {
+        let needed = if self.privileged() {
+            0
+        } else if kind == libc::S_IFDIR {
+            0o700
+        } else {
+            0o600
+        };
+        mode & 0o777 | needed
     }
 
     /// The daemon may give files away.

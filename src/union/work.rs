@@ -12,6 +12,8 @@ use crate::error::{Context, Error, Result, best_effort};
 use crate::layer::dialect;
 use crate::sys::{dirent, file, meta, name, xattr};
 
+pub const DEFAULT_ACL: &std::ffi::CStr = c"system.posix_acl_default";
+
 /// The longest name of a file, in bytes.
 const NAME_MAX: usize = 255;
 
@@ -167,12 +169,23 @@ fn with_rights<T>(
     second
 }
 
+/// How what is made in the work directory comes to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Made {
+    pub uid: u32,
+    pub gid: u32,
+    /// The bits of a mode that it lacks.
+    pub masked: u32,
+}
+
 /// What the upper's file system can hold.
 #[derive(Debug)]
 pub struct Probe {
     pub whiteout: bool,
     pub devices: bool,
     pub space: Space,
+    /// None: not found out.
+    pub made: Option<Made>,
 }
 
 impl Probe {
@@ -205,6 +218,7 @@ impl Probe {
             whiteout,
             devices: words.next()? == "devices",
             space,
+            made: None,
         })
     }
 }
@@ -218,8 +232,9 @@ pub fn probe(work: &OwnedFd) -> Result<Probe> {
 }
 
 fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
-    file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o600)
+    file::openat(dir, b"probe", libc::O_CREAT | libc::O_WRONLY, 0o777)
         .op("write to work directory")?;
+    let made = made(dir)?;
     let mut space = Space::None;
     // In the unions' own part of the namespaces: a file system may refuse just that one.
     for (key, found) in [
@@ -249,7 +264,21 @@ fn try_out(dir: BorrowedFd<'_>) -> Result<Probe> {
         whiteout,
         devices,
         space,
+        made,
     })
+}
+
+/// Looks at the probe, which was made with all rights.
+fn made(dir: BorrowedFd<'_>) -> Result<Option<Made>> {
+    let around = meta::fstatat(dir, b"").op("stat work directory")?;
+    let probe = meta::fstatat(dir, b"probe").op("stat probe")?;
+    // A directory made in a set-gid one is set-gid too.
+    let plain = around.st_mode & libc::S_ISGID == 0;
+    Ok(plain.then_some(Made {
+        uid: probe.st_uid,
+        gid: probe.st_gid,
+        masked: 0o777 & !probe.st_mode,
+    }))
 }
 
 /// Whether it worked; an error that says nothing about abilities is passed on.
@@ -285,14 +314,26 @@ pub fn fresh(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     Arc::try_unwrap(fd).map_err(|_| Error::new(libc::EIO, "work directory in use"))
 }
 
-/// The directory, made if it is missing.
+/// The directory, made if it is missing. It lends nothing to what is made in it.
 pub fn kept(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     match name::mkdirat(base.as_fd(), name, 0o700) {
         Err(e) if e.raw_os_error() == Some(libc::EEXIST) => {}
         other => other.op("make work directory")?,
     }
-    file::openat(base.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
-        .op("open work directory")
+    let fd = file::openat(base.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
+        .op("open work directory")?;
+    match xattr::remove(fd.as_fd(), b"", DEFAULT_ACL) {
+        // Somebody else's may stay as it is.
+        Err(e)
+            if !matches!(
+                e.raw_os_error(),
+                Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)
+            ) =>
+        {
+            Err(e).op("clear work directory")
+        }
+        _ => Ok(fd),
+    }
 }
 
 /// Removes everything in a directory.

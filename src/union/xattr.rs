@@ -86,7 +86,12 @@ impl Union {
                 return Ok(keys);
             }
         };
-        Ok(raw.iter().filter_map(|k| marks::unescape(k)).collect())
+        let keys: Vec<Vec<u8>> = raw.iter().filter_map(|k| marks::unescape(k)).collect();
+        let _tree = self.read_tree();
+        if !node.state.read().upper {
+            node.bare.store(keys.is_empty(), Ordering::Release);
+        }
+        Ok(keys)
     }
 
     /// `flags`: `XATTR_CREATE`, `XATTR_REPLACE`.
@@ -112,7 +117,7 @@ impl Union {
                 meta::fchmodat(at.fd(), &at.name, mode).op("drop set-gid bit")?;
             }
         }
-        self.acl_changed(&node, key);
+        node.attributes_changed();
         Ok(())
     }
 
@@ -129,15 +134,7 @@ impl Union {
         let tree = self.write_tree();
         let at = self.place(&tree, &node)?;
         let removed = xattr::remove(at.fd(), &at.name, &name).op("remove xattr");
-        self.acl_changed(&node, key);
+        node.attributes_changed();
         removed
-    }
-
-    fn acl_changed(&self, node: &Node, key: &OsStr) {
-        if let (DEFAULT_ACL, Some(dir)) = (key.as_bytes(), &node.dir)
-            && let Some(index) = dir.index.lock().as_mut()
-        {
-            index.default_acl = None;
-        }
     }
 }

@@ -25,6 +25,16 @@ fn a_new_upper_takes_on_the_attributes_of_the_root() {
     assert_eq!(merged.getxattr("", "user.a").unwrap(), b"root");
 }
 
+/// The mount that takes the attributes over must not go by what the upper had before.
+#[test]
+fn the_root_shows_at_once_what_it_has_taken() {
+    let stack = Stack::new(1);
+    stack.lower(0).with_xattr("", "user.a", "root");
+    let merged = stack.mount();
+    assert_eq!(merged.getxattr("", "user.a").unwrap(), b"root");
+    assert_eq!(merged.listxattr("").unwrap(), ["user.a"]);
+}
+
 #[test]
 fn times_are_set_one_by_one() {
     let stack = Stack::new(2);

@@ -1,6 +1,6 @@
 //! Copy-up: the copy shows what the original showed, and comes whole or not at all.
 
-use cvmfs_union::union::api::{Attr, Kind, SetAttr};
+use cvmfs_union::union::api::{Attr, Kind, RenameKind, SetAttr};
 
 use super::sample;
 use crate::support::fs::Res;
@@ -233,4 +233,60 @@ fn files_that_may_not_be_written_or_read() {
             }
         }
     }
+}
+
+/// The data of a metadata copy are found by its name; when the name changes they must not be lost.
+#[test]
+fn a_metadata_copy_finds_its_data_under_any_name() {
+    for whiteouts in super::DIALECTS {
+        let stack = Stack::with(2, whiteouts);
+        sample(&stack);
+        let merged = stack.mount();
+        for path in ["plain", "dir/sub/deep", "dir/upmost"] {
+            merged.chmod(path, 0o600).unwrap();
+        }
+        let merged = stack.reopen(merged);
+        assert_eq!(merged.read("plain").unwrap(), b"plain");
+        merged
+            .rename("plain", "moved", RenameKind::Replace)
+            .unwrap();
+        // What the layer holds under the new name is something else.
+        merged
+            .rename("dir/upmost", "first", RenameKind::Exchange)
+            .unwrap();
+        merged.link("dir/sub/deep", "linked").unwrap();
+        merged.rename("dir", "else", RenameKind::Replace).unwrap();
+        merged.write("plain", b"another").unwrap();
+        let check = |merged: &Merged| {
+            assert_eq!(merged.read("moved").unwrap(), b"plain");
+            assert_eq!(merged.read("first").unwrap(), b"of the topmost layer");
+            assert_eq!(merged.read("else/upmost").unwrap(), b"one of two names");
+            assert_eq!(merged.read("linked").unwrap(), b"deep down");
+            assert_eq!(merged.read("else/sub/deep").unwrap(), b"deep down");
+            assert_eq!(merged.read("plain").unwrap(), b"another");
+        };
+        check(&merged);
+        let merged = stack.reopen(merged);
+        check(&merged);
+        merged.unlink("else/sub/deep").unwrap();
+        assert_eq!(stack.reopen(merged).read("linked").unwrap(), b"deep down");
+    }
+}
+
+/// The time of a directory is remembered between two copy-ups, but not over a change.
+#[test]
+fn a_copy_up_keeps_the_time_that_the_directory_has_now() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    let mtime = |m: &Merged| m.stat("dir").unwrap().mtime;
+    merged.chmod("dir/file", 0o600).unwrap();
+    merged.set_mtime("dir", 5).unwrap();
+    merged.chmod("dir/upmost", 0o600).unwrap();
+    assert_eq!(mtime(&merged).sec, 5);
+    merged.unlink("dir/upmost").unwrap();
+    let changed = mtime(&merged);
+    assert_ne!(changed.sec, 5);
+    merged.chmod("dir/sub", 0o700).unwrap();
+    assert_eq!(mtime(&merged), changed);
 }

@@ -202,3 +202,63 @@ fn a_device_keeps_its_number() {
         assert_eq!(merged.stat("disk").unwrap().kind, Kind::Block);
     }
 }
+
+/// What a directory lends is kept in memory, and must not be kept too long.
+#[test]
+fn a_directory_that_changes_lends_something_else() {
+    for whiteouts in DIALECTS {
+        let stack = Stack::with(2, whiteouts);
+        sample(&stack);
+        let merged = stack.mount();
+        for dir in ["dir", "made"] {
+            if dir == "made" {
+                merged.mkdir(dir, 0o755).unwrap();
+            }
+            let path = |name: &str| format!("{dir}/{name}");
+            merged.mkdir(&path("1"), 0o755).unwrap();
+            assert_eq!(merged.stat(&path("1")).unwrap().mode, 0o755);
+            merged.chmod(dir, 0o2755).unwrap();
+            merged.mkdir(&path("2"), 0o755).unwrap();
+            assert_eq!(merged.stat(&path("2")).unwrap().mode, 0o2755);
+            if is_root() {
+                merged.chown(dir, 0, 77).unwrap();
+                create(&merged, &path("3")).unwrap();
+                assert_eq!(merged.stat(&path("3")).unwrap().gid, 77);
+            }
+            let default = "system.posix_acl_default";
+            match merged.setxattr(dir, default, &acl(), 0) {
+                Err(Errno::EOPNOTSUPP) => return,
+                other => other.unwrap(),
+            }
+            merged.mkdir(&path("4"), 0o777).unwrap();
+            assert_eq!(merged.getxattr(&path("4"), default).unwrap(), acl());
+            merged.mkdir(&path("4/5"), 0o777).unwrap();
+            assert_eq!(merged.getxattr(&path("4/5"), default).unwrap(), acl());
+            merged.removexattr(dir, default).unwrap();
+            merged.mkdir(&path("6"), 0o777).unwrap();
+            assert_eq!(merged.getxattr(&path("6"), default), Err(Errno::ENODATA));
+        }
+    }
+}
+
+/// The work directory may lie where its owner has set a default ACL.
+#[test]
+fn the_work_directory_lends_nothing() {
+    let stack = Stack::new(2);
+    sample(&stack);
+    let default = "system.posix_acl_default";
+    match stack.work().setxattr("", default, &acl(), 0) {
+        Err(Errno::EOPNOTSUPP) => return,
+        other => other.unwrap(),
+    }
+    let merged = stack.mount();
+    merged.chmod("plain", 0o604).unwrap();
+    merged.chmod("dir", 0o705).unwrap();
+    for path in ["plain", "dir"] {
+        let keys = merged.listxattr(path).unwrap();
+        assert!(!keys.iter().any(|k| k.contains("acl")), "{path}: {keys:?}");
+        let keys = stack.upper().listxattr(path).unwrap();
+        assert!(!keys.iter().any(|k| k.contains("acl")), "{path}: {keys:?}");
+    }
+    assert_eq!(merged.stat("plain").unwrap().mode, 0o604);
+}

@@ -1,6 +1,7 @@
 //! The union on plain directories: one file for each family of operations.
 
 mod attr;
+mod calls;
 mod copy_up;
 mod create;
 mod dialect;

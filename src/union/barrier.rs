@@ -1,0 +1,136 @@
+//! The order of data and names on the disk: a crash of the machine must not leave a copy's name without
+//! its data, where the layer's file was before.
+//!
+//! The data need not be durable for that, only durable before the name is. A journal that brings changes
+//! to the disk in their order gives that for data which have been written out, and entered in it, before
+//! the rename: ext4 and XFS do so when writeback of a page has ended, and flush the disk's cache before a
+//! commit. So there waiting for writeback is enough, which neither commits the journal nor flushes the
+//! cache. Elsewhere (btrfs enters written data later, ext4 may be without a journal) the data are synced.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use nix::sys::statfs::{self, fstatfs};
+use nix::sys::utsname::uname;
+
+use super::api::Durability;
+use crate::error::{Context, Result};
+use crate::sys::{file, meta};
+
+/// What has to be done between the data of a copy and its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// Nothing.
+    None,
+    /// Waiting until the data are written.
+    Written,
+    /// Waiting until the data are durable.
+    Synced,
+}
+
+impl Barrier {
+    /// For an upper on that file system.
+    pub fn choose(durability: Durability, upper: &OwnedFd) -> Barrier {
+        match durability {
+            Durability::Volatile => Barrier::None,
+            Durability::Full => Barrier::Synced,
+            Durability::Auto if keeps_order(upper) => Barrier::Written,
+            Durability::Auto => Barrier::Synced,
+        }
+    }
+
+    /// To be called when the data are complete, before what makes them count.
+    pub fn before_publishing(self, fd: BorrowedFd<'_>) -> Result<()> {
+        match self {
+            Barrier::None => Ok(()),
+            Barrier::Written => file::write_out(fd).op("write copy out"),
+            Barrier::Synced => file::fdatasync(fd).op("sync copy"),
+        }
+    }
+}
+
+/// Whether what is written out before a rename is on the disk before it. Whatever cannot be found out
+/// counts as no.
+fn keeps_order(upper: &OwnedFd) -> bool {
+    let (Ok(fs), Ok(stat)) = (fstatfs(upper), meta::fstatat(upper.as_fd(), b"")) else {
+        return false;
+    };
+    let device = (libc::major(stat.st_dev), libc::minor(stat.st_dev));
+    let journals = match fs.filesystem_type() {
+        // ext2 and ext3 have the same number.
+        statfs::EXT4_SUPER_MAGIC => ext4_journals(device),
+        statfs::XFS_SUPER_MAGIC => true,
+        _ => false,
+    };
+    let Ok(mounts) = std::fs::read("/proc/self/mountinfo") else {
+        return false;
+    };
+    journals && waits_for_all() && options(&mounts, device).is_some_and(|o| orderly(&o))
+}
+
+/// A journal's thread is shown where there is one.
+fn ext4_journals((major, minor): (u32, u32)) -> bool {
+    let device = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}"));
+    let name = device
+        .ok()
+        .and_then(|d| d.file_name().map(ToOwned::to_owned));
+    name.is_some_and(|name| {
+        let shown = Path::new("/sys/fs/ext4").join(name).join("journal_task");
+        shown.exists()
+    })
+}
+
+/// Before Linux 5.2 `sync_file_range` may leave pages out that are busy.
+fn waits_for_all() -> bool {
+    let version = uname().ok().and_then(|u| {
+        let release = u.release().to_str()?;
+        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+        let mut next = || numbers.next()?.parse::<u32>().ok();
+        Some((next()?, next()?))
+    });
+    version.is_some_and(|v| v >= (5, 2))
+}
+
+/// The options of the file system on a device, from the table of mounts.
+fn options(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<Vec<u8>> {
+    let device = format!("{major}:{minor}");
+    mountinfo.split(|b| *b == b'\n').find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        (fields.nth(2)? == device.as_bytes()).then_some(())?;
+        // After the separator: type, source, options.
+        fields.skip_while(|f| *f != b"-").nth(3).map(<[u8]>::to_vec)
+    })
+}
+
+/// Whether commits wait for what was written before them: not those of ext4 that are asynchronous, and
+/// not with parts of the file system on other disks, whose caches a commit does not flush.
+fn orderly(options: &[u8]) -> bool {
+    let mut each = options.split(|b| *b == b',');
+    !each.any(|option| {
+        let name = option.split(|b| *b == b'=').next().unwrap_or_default();
+        [
+            &b"journal_async_commit"[..],
+            b"journal_dev",
+            b"journal_path",
+            b"logdev",
+            b"rtdev",
+        ]
+        .contains(&name)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_those_of_the_device() {
+        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw,data=ordered\n\
+            23 22 8:2 / /mnt rw - xfs /dev/sda2 rw,logdev=/dev/sdb1,noquota\n";
+        let of = |minor| options(table, (8, minor));
+        assert_eq!(of(1).as_deref(), Some(&b"rw,data=ordered"[..]));
+        assert_eq!(of(3), None);
+        assert!(orderly(&of(1).unwrap_or_default()));
+        assert!(!orderly(&of(2).unwrap_or_default()));
+    }
+}
