@@ -108,9 +108,10 @@ impl Union {
         Ok(union)
     }
 
-    /// Takes `n` lookups of a node back.
-    pub fn forget(&self, ino: Ino, n: u64) {
+    /// Takes `n` lookups of a node back. True: much memory has become free of late.
+    pub fn forget(&self, ino: Ino, n: u64) -> bool {
         self.table.forget(ino, n);
+        self.table.has_shrunk()
     }
 
     /// The union is about to be mounted there: what lies below is not looked at by path any more.
