@@ -45,6 +45,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Result};
 use crate::layer::{Layer, Lowers};
+use crate::sys::realpath::RealPaths;
 use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
@@ -162,11 +163,15 @@ impl Union {
 /// Refuses an upper or work directory that holds a lower or lies in one: the lower would be written.
 /// The directories of the upper need not exist yet.
 pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
-    for path in [&spec.upper, &spec.work] {
-        let path = real(path)?;
-        for lower in lowers {
-            let lower = real(&lower.path)?;
-            if path.starts_with(&lower) || lower.starts_with(&path) {
+    let mut paths = RealPaths::default();
+    let ours = [
+        real(&mut paths, &spec.upper)?,
+        real(&mut paths, &spec.work)?,
+    ];
+    for lower in lowers {
+        let lower = real(&mut paths, &lower.path)?;
+        for path in &ours {
+            if path.starts_with(&lower) || lower.starts_with(path) {
                 let why = "upper and lower must not contain each other, upper";
                 let layer = lower.to_string_lossy();
                 return Err(Error::new(libc::EINVAL, why).at(path).in_layer(layer));
@@ -177,16 +182,16 @@ pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
 }
 
 /// The path without symlinks, as far as it exists.
-fn real(path: &Path) -> Result<PathBuf> {
-    match path.canonicalize() {
+fn real(paths: &mut RealPaths, path: &Path) -> Result<PathBuf> {
+    match paths.of(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         other => return other.op("resolve").map_err(|e| e.at(path)),
     }
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
-            Ok(real(Path::new("."))?.join(name))
+            Ok(real(paths, Path::new("."))?.join(name))
         }
-        (Some(parent), Some(name)) => Ok(real(parent)?.join(name)),
+        (Some(parent), Some(name)) => Ok(real(paths, parent)?.join(name)),
         _ => Err(Error::new(libc::ENOENT, "resolve").at(path)),
     }
 }
