@@ -11,6 +11,7 @@ use serde_json::json;
 use super::layers::{self, Order};
 use super::{Code, Failure, OrFail, Outcome};
 use crate::error::printable;
+use crate::sys::realpath::RealPaths;
 
 /// Shows the layers of a thin image, topmost first; fails if one is missing.
 #[derive(Debug, clap::Args)]
@@ -36,10 +37,11 @@ struct Row {
 
 pub fn run(args: &Args) -> Outcome<()> {
     let image = layers::read_image(&args.thin_json)?;
+    let mut paths = RealPaths::default();
     let rows: Vec<Row> = layers::of_image(&image, &args.cvmfs_root, args.layer_order)?
         .into_iter()
         .map(|layer| {
-            let problem = layer.problem();
+            let problem = layer.problem(&mut paths);
             let dialect = if problem.is_none() {
                 dialect_of(&layer.path)
             } else {

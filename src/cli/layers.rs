@@ -9,6 +9,7 @@ use super::{Code, Failure, OrFail, Outcome};
 use crate::descriptor::{Image, LayerOrder, MAX_SIZE, resolve};
 use crate::error::printable;
 use crate::sys::file;
+use crate::sys::realpath::RealPaths;
 use crate::union::api::LowerSpec;
 
 /// The order in which the descriptor lists its layers.
@@ -80,9 +81,10 @@ pub fn of_image(image: &Image, root: &Path, order: Order) -> Outcome<Vec<Layer>>
 
 /// A stack of plain directories, topmost first.
 pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
+    let mut paths = RealPaths::default();
     dirs.iter()
         .map(|dir| {
-            let path = match fs::canonicalize(dir) {
+            let path = match paths.of(dir) {
                 Ok(path) => path,
                 Err(_) => std::path::absolute(dir).or_fail(Code::Usage, dir.display())?,
             };
@@ -97,11 +99,12 @@ pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
 
 /// Fails with a line for each layer that is missing or broken.
 pub fn check_all(layers: &[Layer]) -> Outcome<()> {
+    let mut paths = RealPaths::default();
     let broken: Vec<String> = layers
         .iter()
         .filter_map(|layer| {
             layer
-                .problem()
+                .problem(&mut paths)
                 .map(|why| format!("  {}: {why}", layer.name()))
         })
         .collect();
@@ -135,13 +138,13 @@ impl Layer {
     }
 
     /// What is wrong with the directory, and why that may be; None when it can be listed.
-    pub fn problem(&self) -> Option<String> {
+    pub fn problem(&self, paths: &mut RealPaths) -> Option<String> {
         match fs::metadata(&self.path) {
             Ok(meta) if !meta.is_dir() => return Some("not a directory".to_owned()),
             Ok(_) => {}
             Err(e) => return Some(self.explain(&e)),
         }
-        match self.way_out() {
+        match self.way_out(paths) {
             Ok(None) => {}
             Ok(Some(target)) => {
                 let target = printable(target);
@@ -160,12 +163,12 @@ impl Layer {
 
     /// Where the layer really is, if that is not in its repository. Whoever writes a repository may
     /// say what is in it, and not that a directory of this host is a layer.
-    fn way_out(&self) -> io::Result<Option<PathBuf>> {
+    fn way_out(&self, paths: &mut RealPaths) -> io::Result<Option<PathBuf>> {
         let Some((root, repository)) = &self.home else {
             return Ok(None);
         };
-        let real = fs::canonicalize(&self.path)?;
-        let inside = real.starts_with(fs::canonicalize(root.join(repository))?);
+        let real = paths.of(&self.path)?;
+        let inside = real.starts_with(paths.of(&root.join(repository))?);
         Ok((!inside).then_some(real))
     }
 
@@ -236,7 +239,11 @@ mod tests {
             path: root.join("repo.example.org/layers/11aa"),
             home: Some((root, "repo.example.org".to_owned())),
         };
-        let said = |root: &Path| layer(root.to_owned()).problem().unwrap_or_default();
+        let said = |root: &Path| {
+            layer(root.to_owned())
+                .problem(&mut RealPaths::default())
+                .unwrap_or_default()
+        };
         assert!(said(&dir.path().join("wrong")).contains("--cvmfs-root"));
         assert!(said(dir.path()).contains("is not mounted under"));
         fs::create_dir(dir.path().join("repo.example.org"))?;
@@ -263,7 +270,7 @@ mod tests {
         fs::create_dir_all(dir.path().join("outside/11aa"))?;
         let said = |link: &Path, target: &Path| -> io::Result<Option<String>> {
             symlink(target, link)?;
-            let problem = layer.problem();
+            let problem = layer.problem(&mut RealPaths::default());
             fs::remove_file(link)?;
             Ok(problem)
         };

@@ -4,6 +4,7 @@
 //! [`pool`]. Either way a panic ends that request only: its reply object answers EIO when dropped.
 
 pub mod convert;
+pub mod heap;
 pub mod modes;
 pub mod pool;
 pub mod session;
@@ -63,6 +64,7 @@ pub struct UnionFs {
     pool: Pool,
     modes: Arc<Modes>,
     requests: Arc<Requests>,
+    trim: heap::Trim,
     /// Whether to ask the kernel for passthrough.
     passthrough: bool,
 }
@@ -75,6 +77,7 @@ impl UnionFs {
             pool: Pool::default(),
             modes: Arc::default(),
             requests: Arc::default(),
+            trim: heap::Trim::default(),
             passthrough,
         }
     }

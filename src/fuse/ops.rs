@@ -61,7 +61,11 @@ impl Filesystem for UnionFs {
     }
 
     fn forget(&self, _: &Request, ino: Node, nlookup: u64) {
-        self.here("forget", || self.union.forget(ino.0, nlookup));
+        self.here("forget", || {
+            if self.union.forget(ino.0, nlookup) {
+                self.trim.soon(&self.union);
+            }
+        });
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use fuser::{Config, Session, SessionACL};
 
-use super::UnionFs;
+use super::{UnionFs, heap};
 use crate::union::Union;
 
 /// How to serve.
@@ -45,6 +45,7 @@ pub fn serve_with(
     options: Options,
     ready: impl FnOnce(),
 ) -> io::Result<()> {
+    heap::limit();
     let threads = options.threads.max(1);
     let mut config = Config::default();
     config.acl = SessionACL::All;

@@ -3,6 +3,7 @@
 //! Each contributing layer is read once, top to bottom. A whiteout hides what lies in the layers below
 //! it, never a sibling of its own layer (OCI image specification, "Whiteouts").
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -26,7 +27,7 @@ pub struct Listed<'a> {
 }
 
 /// What all the lowers say about the names in one directory, in the order of their bytes: so a name
-/// keeps its place when the listing is read again. Some 12 bytes are kept beside a name.
+/// keeps its place when the listing is read again. 8 bytes are kept beside a name.
 #[derive(Debug, Default)]
 pub struct Listing {
     entries: Box<[Entry]>,
@@ -36,13 +37,40 @@ pub struct Listing {
     owners: Box<[Box<[Arc<LowerDir>]>]>,
 }
 
+/// The names before an entry tell where its own begins.
 #[derive(Debug)]
 struct Entry {
-    /// Where the name begins.
-    begin: u32,
-    owners: u32,
-    len: u8,
-    kind: u8,
+    /// Where the name ends.
+    end: u32,
+    /// The set of owners, and in the lowest bits the kind.
+    owners_and_kind: u32,
+}
+
+/// `DT_*` of objects have so many bits.
+const KIND_BITS: u32 = 4;
+
+impl Entry {
+    /// None if a number is too large. A kind that does not exist is unknown.
+    fn new(end: usize, owners: usize, kind: u8) -> Option<Entry> {
+        let owners = u32::try_from(owners).ok()?;
+        let kind = if kind < 1 << KIND_BITS {
+            kind
+        } else {
+            libc::DT_UNKNOWN
+        };
+        (owners < 1 << (u32::BITS - KIND_BITS)).then_some(Entry {
+            end: u32::try_from(end).ok()?,
+            owners_and_kind: owners << KIND_BITS | u32::from(kind),
+        })
+    }
+
+    fn owners(&self) -> usize {
+        (self.owners_and_kind >> KIND_BITS) as usize
+    }
+
+    fn kind(&self) -> u8 {
+        (self.owners_and_kind & ((1 << KIND_BITS) - 1)) as u8
+    }
 }
 
 /// A name while the listing is read.
@@ -105,26 +133,19 @@ impl Listing {
     fn pack(mut found: Vec<Found>) -> Result<Listing> {
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let mut names = Vec::with_capacity(found.iter().map(|f| f.name.len()).sum());
-        let mut sets: HashMap<Vec<LayerIndex>, u32> = HashMap::new();
+        let mut sets: HashMap<Vec<LayerIndex>, usize> = HashMap::new();
         let mut owners = Vec::new();
         let mut entries = Vec::with_capacity(found.len());
         for f in found {
-            let too_many = |_| Error::new(libc::EOVERFLOW, "list a directory");
-            let (begin, new) = (names.len(), owners.len());
             let layers = f.owners.iter().map(|dir| dir.layer).collect();
-            let set = *sets
-                .entry(layers)
-                .or_insert(u32::try_from(new).map_err(too_many)?);
-            if set as usize == new {
+            let set = *sets.entry(layers).or_insert(owners.len());
+            if set == owners.len() {
                 owners.push(f.owners.into());
             }
             names.extend_from_slice(&f.name);
-            entries.push(Entry {
-                begin: u32::try_from(begin).map_err(too_many)?,
-                owners: set,
-                len: u8::try_from(f.name.len()).map_err(too_many)?,
-                kind: f.kind,
-            });
+            let entry = Entry::new(names.len(), set, f.kind);
+            let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
+            entries.push(entry.ok_or_else(too_many)?);
         }
         Ok(Listing {
             entries: entries.into(),
@@ -133,32 +154,37 @@ impl Listing {
         })
     }
 
-    fn name(&self, entry: &Entry) -> &[u8] {
-        let begin = entry.begin as usize;
-        let name = self.names.get(begin..begin + usize::from(entry.len));
-        name.unwrap_or_default()
-    }
-
-    fn listed(&self, entry: &Entry) -> Listed<'_> {
-        let owners = self.owners.get(entry.owners as usize);
-        Listed {
-            name: self.name(entry),
-            kind: entry.kind,
+    /// The entry at a position.
+    fn at(&self, at: usize) -> Option<Listed<'_>> {
+        let entry = self.entries.get(at)?;
+        let before = at.checked_sub(1).and_then(|at| self.entries.get(at));
+        let begin = before.map_or(0, |before| before.end as usize);
+        let owners = self.owners.get(entry.owners());
+        Some(Listed {
+            name: self.names.get(begin..entry.end as usize)?,
+            kind: entry.kind(),
             owners: owners.map_or(&[], |owners| owners),
-        }
+        })
     }
 
     /// None for a name that no layer shows: absent, deleted or hidden.
     pub fn get(&self, name: &[u8]) -> Option<Listed<'_>> {
-        let by_name = |entry: &Entry| self.name(entry).cmp(name);
-        let at = self.entries.binary_search_by(by_name).ok()?;
-        self.entries.get(at).map(|entry| self.listed(entry))
+        let (mut low, mut high) = (0, self.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let listed = self.at(middle)?;
+            match listed.name.cmp(name) {
+                Ordering::Equal => return Some(listed),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        None
     }
 
     /// The entries from position `at` on.
     pub fn from(&self, at: usize) -> impl Iterator<Item = Listed<'_>> {
-        let entries = self.entries.get(at..).unwrap_or_default();
-        entries.iter().map(|entry| self.listed(entry))
+        (at..self.len()).map_while(|at| self.at(at))
     }
 
     /// The number of names, and the position after the last.

@@ -11,6 +11,7 @@ pub mod meta;
 pub mod mount;
 pub mod name;
 pub mod process;
+pub mod realpath;
 pub mod xattr;
 
 use std::ffi::{CStr, CString};

@@ -155,6 +155,29 @@ pub fn user() -> u32 {
     unistd::geteuid().as_raw()
 }
 
+/// Allocations from `mapped` bytes on become mappings of their own, for ever: left alone, glibc raises
+/// that limit when one is freed. At most `heaps` heaps serve the threads.
+pub fn limit_heap(mapped: i32, heaps: i32) {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: only the settings of the allocator are changed.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, mapped);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, mapped);
+        libc::mallopt(libc::M_ARENA_MAX, heaps);
+    }
+    #[cfg(not(target_env = "gnu"))]
+    let _unused = (mapped, heaps);
+}
+
+/// Gives the pages of the heap that hold nothing back to the system.
+pub fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call changes nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Whether the effective user is 0, here or in a user namespace.
 pub fn is_root() -> bool {
     unistd::geteuid().is_root()

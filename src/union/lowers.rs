@@ -14,9 +14,9 @@ use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
-/// How many names the kept listings may hold together, which is some 15 MB; the last one read may hold
+/// How many names the kept listings may hold together, which is some 8 MB; the last one read may hold
 /// more.
-const KEPT_NAMES: usize = 1 << 19;
+const KEPT_NAMES: usize = 1 << 18;
 
 /// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
 pub const LOWER_BIT: u64 = 1 << 62;
@@ -49,6 +49,16 @@ impl Listings {
     pub fn size(&self) -> (usize, usize) {
         let kept = self.kept.lock();
         (kept.listings.len(), kept.names)
+    }
+
+    /// Lets go of all but the wanted.
+    fn retain(&self, wanted: impl Fn(&Key) -> bool) {
+        let mut kept = self.kept.lock();
+        let unwanted = kept.listings.iter().map(|(key, _)| key);
+        let unwanted: Vec<Key> = unwanted.filter(|key| !wanted(key)).cloned().collect();
+        for key in unwanted {
+            kept.names -= kept.listings.pop(&key).map_or(0, |old| old.len());
+        }
     }
 
     fn get(&self, key: &Key) -> Option<Arc<Listing>> {
@@ -164,6 +174,16 @@ impl Union {
             return Some(Arc::default());
         }
         self.listings.get(&key(dirs))
+    }
+
+    /// Lets go of the listings of directories that nobody knows any more.
+    pub fn drop_listings(&self) {
+        let root = self.root().ok();
+        let root = root.and_then(|root| root.as_dir().ok().map(|dir| key(&dir.lowers)));
+        self.listings.retain(|key| {
+            let top = key.first().map(|(_, hash)| lower_ino(*hash));
+            root.as_ref() == Some(key) || top.is_some_and(|ino| self.table.find(ino).is_some())
+        });
     }
 
     /// The object behind an entry of a listing.

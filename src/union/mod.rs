@@ -47,6 +47,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Result};
 use crate::layer::{Layer, Lowers};
+use crate::sys::realpath::RealPaths;
 use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
 use table::Table;
@@ -110,9 +111,10 @@ impl Union {
         Ok(union)
     }
 
-    /// Takes `n` lookups of a node back.
-    pub fn forget(&self, ino: Ino, n: u64) {
+    /// Takes `n` lookups of a node back. True: much memory has become free of late.
+    pub fn forget(&self, ino: Ino, n: u64) -> bool {
         self.table.forget(ino, n);
+        self.table.has_shrunk()
     }
 
     /// The union is about to be mounted there: what lies below is not looked at by path any more.
@@ -163,11 +165,15 @@ impl Union {
 /// Refuses an upper or work directory that holds a lower or lies in one: the lower would be written.
 /// The directories of the upper need not exist yet.
 pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
-    for path in [&spec.upper, &spec.work] {
-        let path = real(path)?;
-        for lower in lowers {
-            let lower = real(&lower.path)?;
-            if path.starts_with(&lower) || lower.starts_with(&path) {
+    let mut paths = RealPaths::default();
+    let ours = [
+        real(&mut paths, &spec.upper)?,
+        real(&mut paths, &spec.work)?,
+    ];
+    for lower in lowers {
+        let lower = real(&mut paths, &lower.path)?;
+        for path in &ours {
+            if path.starts_with(&lower) || lower.starts_with(path) {
                 let why = "upper and lower must not contain each other, upper";
                 let layer = lower.to_string_lossy();
                 return Err(Error::new(libc::EINVAL, why).at(path).in_layer(layer));
@@ -178,16 +184,16 @@ pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
 }
 
 /// The path without symlinks, as far as it exists.
-fn real(path: &Path) -> Result<PathBuf> {
-    match path.canonicalize() {
+fn real(paths: &mut RealPaths, path: &Path) -> Result<PathBuf> {
+    match paths.of(path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
         other => return other.op("resolve").map_err(|e| e.at(path)),
     }
     match (path.parent(), path.file_name()) {
         (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
-            Ok(real(Path::new("."))?.join(name))
+            Ok(real(paths, Path::new("."))?.join(name))
         }
-        (Some(parent), Some(name)) => Ok(real(parent)?.join(name)),
+        (Some(parent), Some(name)) => Ok(real(paths, parent)?.join(name)),
         _ => Err(Error::new(libc::ENOENT, "resolve").at(path)),
     }
 }

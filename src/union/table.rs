@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
@@ -20,9 +20,14 @@ const SHARDS: u64 = 16;
 /// So many calls of `forget` go by until a shard is swept for nodes that were in use when forgotten.
 const SWEEP: u32 = 8192;
 
+/// A shard with room for so many nodes is not worth making smaller.
+const SMALL: usize = 128;
+
 #[derive(Debug)]
 pub struct Table {
     shards: Vec<Mutex<Shard>>,
+    /// Many nodes have gone since somebody asked.
+    shrunk: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -116,10 +121,23 @@ impl Drop for Reap<'_> {
     }
 }
 
+impl Shard {
+    /// Gives memory back when most of it has come to be for nothing. Says whether it did.
+    fn shrink(&mut self) -> bool {
+        let (len, room) = (self.nodes.len(), self.nodes.capacity());
+        let wasted = room > SMALL && len < room / 8;
+        if wasted {
+            self.nodes.shrink_to(len * 2);
+        }
+        wasted
+    }
+}
+
 impl Table {
     pub fn new(root: Node) -> Table {
         let table = Table {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shrunk: AtomicBool::new(false),
         };
         root.lookups.store(FOREVER, Ordering::Relaxed);
         let root = Entry(Arc::new(root));
@@ -223,7 +241,11 @@ impl Table {
                     if let Some(watched) = shard.watched.get_mut(&ino) {
                         watched.gone += 1;
                     }
-                    shard.nodes.take(&ino)
+                    let gone = shard.nodes.take(&ino);
+                    if shard.shrink() {
+                        self.shrunk.store(true, Ordering::Relaxed);
+                    }
+                    gone
                 } else {
                     None
                 }
@@ -235,6 +257,11 @@ impl Table {
                 drop(entry);
             }
         }
+    }
+
+    /// Whether many nodes have gone since this was asked last.
+    pub fn has_shrunk(&self) -> bool {
+        self.shrunk.load(Ordering::Relaxed) && self.shrunk.swap(false, Ordering::Relaxed)
     }
 
     /// How many nodes are known.

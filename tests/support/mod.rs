@@ -5,6 +5,7 @@ pub mod deadline;
 pub mod disk;
 pub mod faults;
 pub mod fs;
+pub mod memory;
 pub mod merged;
 #[path = "../../integration/support/random.rs"]
 pub mod random;

@@ -10,6 +10,7 @@ mod interleave;
 mod link;
 mod lookup;
 mod marks;
+mod memory;
 mod races;
 mod readdir;
 mod remove;
