@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::place::SYSTEMS;
 use crate::support::System;
+use crate::support::stats::Tally;
 use crate::worker::Used;
 
 /// A row of the table of speed.
@@ -27,12 +28,31 @@ pub struct Run {
 }
 
 /// What one run of the work asked of a daemon.
+#[derive(Debug)]
 pub struct Counts {
     pub system: System,
     pub requests: u64,
     pub by_kind: Vec<(&'static str, u64)>,
     pub calls: u64,
+    /// What our daemon counted itself, by kind; what comes when the kernel likes is not among it.
+    pub own: Option<Tally>,
 }
+
+impl Counts {
+    /// The kernel's count and ours are the same.
+    pub fn agree(&self) -> bool {
+        let Some(own) = &self.own else { return true };
+        let sent = self
+            .by_kind
+            .iter()
+            .filter(|(kind, _)| !UNTIMELY.contains(kind));
+        let sent: Tally = sent.map(|(kind, n)| ((*kind).to_owned(), *n)).collect();
+        sent == *own
+    }
+}
+
+/// The kernel sends these when it likes.
+const UNTIMELY: [&str; 2] = ["release", "releasedir"];
 
 /// A row of figures that are no ratios: counts, bytes, seconds.
 pub struct Figures {

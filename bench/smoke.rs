@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::lists::{Lists, Sizes};
 use crate::place::{Layers, SYSTEMS};
+use crate::report::Counts;
 use crate::support::files::{device_zero, file};
 use crate::support::{Scratch, System};
 use crate::{Args, Plan, lowers, measure};
@@ -53,6 +54,7 @@ pub fn run(args: &mut Args) {
         }
         for system in [System::Ours, System::FuseOverlayfs1, System::FuseOverlayfs2] {
             let counts = row.counts.iter().find(|counts| counts.system == system);
+            assert!(counts.is_none_or(Counts::agree), "{}: {counts:?}", row.name);
             let calls = counts.map(|counts| (counts.requests, counts.calls));
             assert!(calls.is_some(), "{}: {}", row.name, system.name());
             // Without requests the daemon has nothing to do, and the other way round.

@@ -5,6 +5,7 @@ use crate::place::{Place, drop_names};
 use crate::report::{Counts, Measured, Run};
 use crate::rows::{Scenario, Step};
 use crate::support::System;
+use crate::support::stats::Stats;
 use crate::worker::Used;
 
 /// Measures the scenario's rows. What the kernel keeps of the lowers is there before, unless the rows are about
@@ -92,16 +93,29 @@ fn count(scenario: &Scenario, system: System, tracing: &Tracing, rows: &mut [Mea
     let mut measured = rows.iter_mut();
     run(scenario, system, |place, step| {
         let Some(daemon) = place.daemon() else { return };
-        let requests = tracing.requests(&place.root).unwrap();
-        let calls = tracing.calls(daemon).unwrap();
-        done(place, step);
-        if step.row.is_some() {
-            measured.next().unwrap().counts.push(Counts {
+        let counted = || {
+            let requests = tracing.requests(&place.root).unwrap();
+            let calls = tracing.calls(daemon).unwrap();
+            done(place, step);
+            Counts {
                 system,
+                calls: calls.get(),
                 requests: requests.all(),
                 by_kind: requests.by_kind(),
-                calls: calls.get(),
-            });
+                own: None,
+            }
+        };
+        let counts = if system == System::Ours {
+            let (own, counts) = Stats::of(&place.root).during(counted);
+            Counts {
+                own: Some(own),
+                ..counts
+            }
+        } else {
+            counted()
+        };
+        if step.row.is_some() {
+            measured.next().unwrap().counts.push(counts);
         }
     });
 }

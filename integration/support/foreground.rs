@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, setrlimit};
 
+use super::deadline::threads;
 use super::{Fixture, Mounted, PROGRAM, System, sys, text, umount};
 
 /// How long a program may take to mount, or to end.
@@ -148,9 +149,10 @@ fn wait(mut child: Child, log: &Path) -> Ended {
             };
         }
         if Instant::now() > deadline {
+            let state = threads(child.id());
             let ended = child.kill().and_then(|()| child.wait());
             let log = text(&fs::read(log).unwrap());
-            panic!("not ended in {PATIENCE:?} ({ended:?}): {log}");
+            panic!("not ended in {PATIENCE:?} ({ended:?}): {log}\n{state}");
         }
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -48,7 +48,7 @@ clean_up() {
         umount -l "$mountpoint" 2>/dev/null || fusermount3 -uz "$mountpoint" 2>/dev/null || true
     done < <(cut -d' ' -f5 /proc/self/mountinfo | grep -F "$1/" | sort -r)
     rm -rf --one-file-system "$1"
-    [ $status = 0 ] || say "the demonstration FAILED ($status)"
+    [ $status = 0 ] || say "${0##*/} FAILED ($status)"
 }
 
 # tool CRATE VERSION: install its programs into target/tools, once. Their sources may pin a toolchain that is not
