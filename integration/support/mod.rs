@@ -369,10 +369,13 @@ pub fn initial_root() -> bool {
     nix::unistd::geteuid().is_root() && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// `cvmfs-union mount` with what the tests need for all users to be served.
+/// `cvmfs-union mount` with what the tests need for all users to be served, and with the options in
+/// `CVMFS_UNION_MOUNT_OPTIONS`, which those of a test itself override.
 pub fn mount_command() -> Command {
     let mut command = Command::new(PROGRAM);
     command.arg("mount");
+    let more = std::env::var("CVMFS_UNION_MOUNT_OPTIONS").unwrap_or_default();
+    command.args(more.split_whitespace());
     if initial_root() {
         command.args(["-o", "allow_other,suid,dev"]);
     }

@@ -34,6 +34,7 @@ const EXIT_PATIENCE: Duration = Duration::from_millis(300);
 /// Mounts the merged root of a thin image, or of a stack of directories.
 #[derive(Debug, clap::Args)]
 #[command(
+    args_override_self = true,
     override_usage = "cvmfs-union mount [OPTIONS] <THIN_JSON> <MOUNTPOINT>\n       \
                             cvmfs-union mount --lower DIR [--lower DIR]... [OPTIONS] <MOUNTPOINT>"
 )]
