@@ -34,6 +34,14 @@ pub fn with_argument(path: &Path) -> i32 {
     panic!("no process serves {}", path.display());
 }
 
+/// What the kernel has counted of the daemon's reading and writing, by a word of `/proc/PID/io`. Each
+/// answer of its is one write.
+pub fn io(mnt: &Path, word: &str) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{}/io", of(mnt))).unwrap();
+    let line = io.lines().find_map(|line| line.strip_prefix(word));
+    line.unwrap().trim_matches([':', ' ']).parse().unwrap()
+}
+
 pub fn signal(pid: i32, signal: i32) {
     assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "signal {signal}");
 }

@@ -180,6 +180,8 @@ pub struct Fixture {
     pub work: PathBuf,
     pub mnt: PathBuf,
     pub options: Vec<String>,
+    /// Mount without the upper.
+    pub read_only: bool,
     /// How the lowers are compared at the end with what they were.
     pub compare: Compare,
     before: Option<Vec<Tree>>,
@@ -206,6 +208,7 @@ impl Fixture {
             work,
             mnt,
             options: Vec::new(),
+            read_only: false,
             compare: Compare::BYTES,
             before: None,
             mounted: false,
@@ -297,11 +300,12 @@ impl Fixture {
         for lower in &self.lowers {
             command.arg("--lower").arg(lower);
         }
-        command
-            .arg("--upper")
-            .arg(&self.upper)
-            .arg("--work")
-            .arg(&self.work);
+        if self.read_only {
+            command.arg("--read-only");
+        } else {
+            command.arg("--upper").arg(&self.upper);
+            command.arg("--work").arg(&self.work);
+        }
         command.args(&self.options);
         command
     }

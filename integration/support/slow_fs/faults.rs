@@ -106,6 +106,14 @@ impl Faults {
         tally
     }
 
+    /// How many there are of one kind while `body` runs.
+    pub fn count<T>(&self, kind: &str, body: impl FnOnce() -> T) -> (u64, T) {
+        let now = || self.tally().get(kind).copied().unwrap_or(0);
+        let before = now();
+        let done = body();
+        (now() - before, done)
+    }
+
     /// All is well again; the requests that wait go on.
     pub fn lift(&self) {
         let mut state = self.lock();
