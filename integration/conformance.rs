@@ -1,4 +1,5 @@
-//! What holds in a plain directory: every case is run on one, on kernel overlayfs and on ours.
+//! What holds in a plain directory: every case is run on one, on kernel overlayfs and on ours, there with
+//! each way that data can take.
 
 pub mod attributes;
 pub mod data;
@@ -25,6 +26,9 @@ macro_rules! cases {
         mod plain { $(#[test] fn $name() { super::on_plain(super::$name); })* }
         mod overlayfs { $(#[test] fn $name() { super::on_overlayfs(stringify!($name), super::$name); })* }
         mod ours { $(#[test] fn $name() { super::on_ours(super::$name); })* }
+        mod ours_without_passthrough {
+            $(#[test] fn $name() { super::on_ours_without_passthrough(super::$name); })*
+        }
     };
 }
 
@@ -76,8 +80,9 @@ fn on_plain(case: fn(&Path)) {
     isolated(|| case(&dir));
 }
 
-fn mounted(system: System, case: fn(&Path)) {
+fn mounted(system: System, options: &[&str], case: fn(&Path)) {
     let mut fixture = Fixture::on(system, "conformance");
+    fixture.options = options.iter().map(ToString::to_string).collect();
     // The case's directory comes from a lower, so that its first change copies it up.
     let lower = fixture.lower();
     sys::mkdir(lower.join("case"), 0o755).unwrap();
@@ -91,11 +96,14 @@ fn on_overlayfs(name: &str, case: fn(&Path)) {
     if !require_all(&["root", "overlayfs"]) {
         return;
     }
-    let known = OVERLAYFS_FAILS.iter().find(|(case, _)| *case == name);
-    match (
-        std::panic::catch_unwind(|| mounted(System::Overlayfs, case)),
-        known,
-    ) {
+    unless_known(name, OVERLAYFS_FAILS, || {
+        mounted(System::Overlayfs, &[], case);
+    });
+}
+
+fn unless_known(name: &str, fails: &[(&str, &str)], run: impl FnOnce() + std::panic::UnwindSafe) {
+    let known = fails.iter().find(|(case, _)| *case == name);
+    match (std::panic::catch_unwind(run), known) {
         (Ok(()), None) => {}
         (Ok(()), Some((_, reason))) => eprintln!("passes, though it was known to fail: {reason}"),
         (Err(_), Some((_, reason))) => eprintln!("known to fail: {reason}"),
@@ -105,7 +113,13 @@ fn on_overlayfs(name: &str, case: fn(&Path)) {
 
 fn on_ours(case: fn(&Path)) {
     if require_all(&["root", "fuse"]) {
-        mounted(System::Ours, case);
+        mounted(System::Ours, &[], case);
+    }
+}
+
+fn on_ours_without_passthrough(case: fn(&Path)) {
+    if require_all(&["root", "fuse"]) {
+        mounted(System::Ours, &["--passthrough=off"], case);
     }
 }
 

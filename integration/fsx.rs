@@ -67,10 +67,15 @@ fn exercise_file(scratch: &Path, path: &Path, config: &str, seed: u32) {
 
 /// A lower with a file of random-looking content, mounted.
 fn fixture(name: &str) -> Option<Fixture> {
+    fixture_with(name, &[])
+}
+
+fn fixture_with(name: &str, options: &[&str]) -> Option<Fixture> {
     if !require_all(&["root", "fuse", "fsx"]) {
         return None;
     }
     let mut fixture = Fixture::new(name);
+    fixture.options = options.iter().map(ToString::to_string).collect();
     let content: Vec<u8> = (0..SIZE).map(|i| ((i * i) >> 7) as u8).collect();
     sys::make(fixture.lower().join("file"), &content).unwrap();
     fixture.mount();
@@ -103,4 +108,17 @@ fn copied_up_from_a_lower() {
     // The mode first: the data then stays below until fsx opens the file.
     sys::chmod(fixture.at("file"), 0o600).unwrap();
     exercise(&mut fixture, "file", BLOCKS, 4);
+}
+
+/// Data that pass through the daemon, as they come and collected by the kernel.
+#[test]
+fn each_way_of_data() {
+    for options in [["--passthrough=off"]] {
+        let Some(mut fixture) = fixture_with("fsx-ways", &options) else {
+            return;
+        };
+        exercise(&mut fixture, "new", FILE, 5);
+        sys::chmod(fixture.at("file"), 0o600).unwrap();
+        exercise(&mut fixture, "file", BLOCKS, 6);
+    }
 }

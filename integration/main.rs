@@ -30,6 +30,7 @@ mod kills;
 mod layered;
 mod limits;
 mod machine_crash;
+mod opens;
 mod passed_fd;
 mod passthrough;
 mod pjdfstest;

@@ -20,7 +20,8 @@ use super::options::MountOptions;
 use super::upper::{Plan, Prepared, Request};
 use super::{Code, Failure, OrFail, Outcome, umount};
 use crate::error::best_effort;
-use crate::fuse::session;
+use crate::fuse::MAX_IO;
+use crate::fuse::session::{self, Passthrough};
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
 use crate::union::api::{Durability, Limits, Owner, UnionConfig, Whiteouts};
@@ -73,8 +74,8 @@ pub struct Args {
     /// Whose the files of the layers are: as stored, or all 0:0
     #[arg(long, value_name = "WHOSE", default_value = "keep", value_parser = ["keep", "squash"])]
     owner: String,
-    /// Which files the kernel reads and writes without the daemon: those of the upper, where it is
-    /// allowed to, or none. Files of layers never yet: all and auto are as upper
+    /// Which files the kernel reads and writes without the daemon, where it is allowed to: none, those of
+    /// the upper, or with --read-only those of layers too. auto is as upper
     #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = ["auto", "off", "upper", "all"])]
     passthrough: String,
     /// When copied-up data reaches the disk
@@ -222,10 +223,19 @@ impl Job {
         // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
         let options = session::Options {
             clone_fd: target.is_some(),
-            passthrough: self.args.passthrough != "off",
+            passthrough: match self.args.passthrough.as_str() {
+                "off" => Passthrough::Off,
+                "all" => Passthrough::All,
+                _ => Passthrough::Upper,
+            },
             ..Default::default()
         };
-        let outcome = session::serve_with(union, fd, options, || ready(reporter.as_deref()));
+        let outcome = session::serve_with(union, fd, options, || {
+            if let Some(path) = &target {
+                best_effort("read further ahead", mount::raise_readahead(path, MAX_IO));
+            }
+            ready(reporter.as_deref());
+        });
         if outcome.is_err() {
             detach(target.as_deref());
         }

@@ -18,33 +18,33 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fuser::{
-    Errno, Generation, InitFlags, KernelConfig, ReplyAttr, ReplyEmpty, ReplyEntry, ReplyXattr,
-    Request,
+    Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, ReplyAttr, ReplyEmpty,
+    ReplyEntry, ReplyXattr, Request,
 };
 
 use crate::error::Result;
+use crate::sys::process::is_initial_root;
 use crate::union::api::{Attr, Caller, Ino};
-use crate::union::{Lane, Target, Union};
+use crate::union::{Lane, Target, Union, unopened};
 use convert::FOREVER;
 use modes::Modes;
 use pool::Pool;
 use stats::Requests;
 
-pub use session::{Options, serve, serve_with};
+pub use session::{Options, Passthrough, serve, serve_with};
 
 /// A node id is an inode number, which comes back at the earliest when the kernel has forgotten it.
 const GENERATION: Generation = Generation(0);
 
 /// The most bytes of one write or readahead.
-const MAX_IO: u32 = 1 << 20;
+pub const MAX_IO: u32 = 1 << 20;
 
 /// What is asked of the kernel, each where it is on offer.
 ///
 /// Left out on purpose: `SETXATTR_EXT` (fuser panics on its requests), locks (the kernel's own
 /// follow the inode), `ATOMIC_O_TRUNC` (the kernel would have a running program cut off before it
-/// finds that the open is ETXTBSY), `AUTO_INVAL_DATA` and `WRITEBACK_CACHE` (the data has other
-/// writers than the page cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup
-/// per name).
+/// finds that the open is ETXTBSY), `AUTO_INVAL_DATA` (the data has other writers than the page
+/// cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup per name).
 const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
@@ -65,20 +65,62 @@ pub struct UnionFs {
     modes: Arc<Modes>,
     requests: Arc<Requests>,
     trim: heap::Trim,
-    /// Whether to ask the kernel for passthrough.
-    passthrough: bool,
+    options: Options,
+    opens: Opens,
+}
+
+/// Which opens the kernel tells us of. What it does not is closed without a word, too.
+#[derive(Clone, Copy, Debug)]
+struct Opens {
+    files: bool,
+    dirs: bool,
 }
 
 impl UnionFs {
-    /// Serves this union. `passthrough`: the kernel may read and write files of the upper itself.
-    pub fn new(union: Arc<Union>, passthrough: bool) -> Self {
+    /// Serves this union.
+    pub fn new(union: Arc<Union>, options: Options) -> Self {
         UnionFs {
             union,
             pool: Pool::default(),
             modes: Arc::default(),
             requests: Arc::default(),
             trim: heap::Trim::default(),
-            passthrough,
+            options,
+            opens: Opens {
+                files: true,
+                dirs: true,
+            },
+        }
+    }
+
+    /// Chooses how data go to and fro: by the kernel alone, or through this program.
+    /// Where all is cached and nothing changes, the kernel need not even tell of an open.
+    fn choose(&mut self, config: &mut KernelConfig) {
+        let read_only = self.union.is_read_only();
+        if self.passes() && negotiate_passthrough(config) {
+            self.modes.enable();
+        } else if read_only {
+            let offered = config.capabilities();
+            self.opens = Opens {
+                files: !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
+                dirs: !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
+            };
+        }
+    }
+
+    /// Whether the kernel may be asked to read and write files by itself.
+    fn passes(&self) -> bool {
+        match self.options.passthrough {
+            Passthrough::Off => false,
+            Passthrough::Upper | Passthrough::All if !self.union.is_read_only() => {
+                self.union.takes_direct_io()
+            }
+            Passthrough::Upper => false,
+            Passthrough::All => {
+                // Without privileges the kernel would refuse each file.
+                let confined = is_initial_root().then(|| self.union.confine_lowers());
+                matches!(confined, Some(Ok(())))
+            }
         }
     }
 
@@ -167,6 +209,14 @@ fn negotiate(config: &mut KernelConfig) {
 fn negotiate_passthrough(config: &mut KernelConfig) -> bool {
     config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
         && config.set_max_stack_depth(1).is_ok()
+}
+
+/// The union's number of a handle. The kernel sends 0 for what it did not tell of at the open.
+fn handle(ino: INodeNo, fh: FileHandle) -> u64 {
+    match fh.0 {
+        0 => unopened(ino.0),
+        fh => fh,
+    }
 }
 
 /// Who asks.

@@ -1,20 +1,22 @@
 //! How each file is open in the kernel: through the page cache and this program, or straight on its
-//! file in the upper ("passthrough").
+//! file in the upper or in a layer ("passthrough").
 //!
 //! All opens of an inode that use the page cache or a backing file must agree, and name the same
 //! backing file; else the program gets EIO (Linux, fs/fuse/iomode.c). So the first one decides, until
-//! the last is released. Only files of the upper are ever handed out: the kernel opens a backing file
-//! with the flags of each caller, so a lower would be open to writers.
+//! the last is released. The kernel opens a backing file with the flags of each caller, so a file of a
+//! layer would be open to writers: it is handed out only as a [`Backing::Lower`], which nobody can write.
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackingId, FopenFlags};
 use parking_lot::Mutex;
 
+use crate::sys::file;
+use crate::union::Backing;
 use crate::union::api::Ino;
 
 /// Close needs no request.
@@ -62,14 +64,19 @@ impl Modes {
         self.on.store(true, Ordering::Relaxed);
     }
 
-    /// Decides for a handle, and counts it. `upper`: where the data are, if that is the upper;
-    /// `register` makes a backing file of it.
+    /// Whether the next open of a file decides for it, and may hand out a file of a layer.
+    pub fn undecided(&self, ino: Ino) -> bool {
+        self.on.load(Ordering::Relaxed) && !self.open.lock().contains_key(&ino)
+    }
+
+    /// Decides for a handle, and counts it. `data`: what may be handed out; `register` makes a backing
+    /// file of it.
     pub fn open(
         &self,
         ino: Ino,
         direct: bool,
-        upper: Option<&OwnedFd>,
-        register: impl FnOnce(&OwnedFd) -> io::Result<BackingId>,
+        data: Option<&Backing>,
+        register: impl Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
     ) -> Answer {
         let mut open = self.open.lock();
         if let Some(mode) = open.get_mut(&ino) {
@@ -80,19 +87,19 @@ impl Modes {
             };
         }
         let on = self.on.load(Ordering::Relaxed);
-        let upper = upper.filter(|_| on);
-        let backing = upper.and_then(|fd| match register(fd) {
+        let data = data.filter(|_| on);
+        let backing = data.and_then(|data| match registered(data, register) {
             Ok(id) => Some(Arc::new(id)),
             Err(e) => {
                 self.refused(&e);
                 None
             }
         });
-        let answer = match (&backing, upper) {
+        let answer = match (&backing, data) {
             (Some(id), _) => backed(id, direct),
             // What is in the page cache may be from before a time of passthrough.
-            (None, Some(_)) => Answer::Plain(NO_FLUSH),
-            (None, None) => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
+            (None, Some(Backing::Upper(_))) => Answer::Plain(NO_FLUSH),
+            (None, _) => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
         };
         let handles = 1;
         open.insert(ino, Mode { handles, backing });
@@ -116,5 +123,20 @@ impl Modes {
                 open.remove(&ino);
             }
         }
+    }
+}
+
+/// Makes a backing file. Files of layers come as `O_PATH` descriptors, so that only the kernel opens them;
+/// older kernels do not take these.
+fn registered(
+    data: &Backing,
+    register: impl Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
+) -> io::Result<BackingId> {
+    match register(data.as_fd()) {
+        Err(e) if e.raw_os_error() == Some(libc::EBADF) => {
+            let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+            register(file::reopen(data.as_fd(), flags)?.as_fd())
+        }
+        other => other,
     }
 }

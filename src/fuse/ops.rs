@@ -18,8 +18,8 @@ use fuser::{
 use super::convert::{self, FOREVER};
 use super::modes::Answer;
 use super::{
-    GENERATION, UnionFs, caller, more, negotiate, negotiate_passthrough, reply_attr, reply_empty,
-    reply_entry, reply_xattr, stats,
+    GENERATION, UnionFs, caller, handle, more, negotiate, reply_attr, reply_empty, reply_entry,
+    reply_xattr, stats,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
@@ -36,9 +36,7 @@ const MAX_COPY: u64 = 1 << 30;
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config);
-        if self.passthrough && self.union.takes_direct_io() && negotiate_passthrough(config) {
-            self.modes.enable();
-        }
+        self.choose(config);
         Ok(())
     }
 
@@ -231,11 +229,10 @@ impl Filesystem for UnionFs {
         self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
-                    let data = union.upper_data(fh);
+                    let data = union.backing(fh, false);
                     let direct = flags & libc::O_DIRECT != 0;
-                    let answer = modes.open(attr.ino, direct, data.as_deref(), |fd| {
-                        reply.open_backing(fd)
-                    });
+                    let answer =
+                        modes.open(attr.ino, direct, data.as_ref(), |fd| reply.open_backing(fd));
                     let (attr, fh) = (convert::file_attr(&attr), Fh(fh));
                     match answer {
                         Answer::Plain(flags) => {
@@ -252,15 +249,18 @@ impl Filesystem for UnionFs {
     }
 
     fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
+        if !self.opens.files {
+            return reply.error(Errno::ENOSYS);
+        }
         let caller = caller(req, 0);
         let modes = Arc::clone(&self.modes);
         self.run("open", self.lane(ino.0), move |union| {
             match union.open(&caller, ino.0, flags.0) {
                 Ok(fh) => {
-                    let data = union.upper_data(fh);
+                    let data = union.backing(fh, modes.undecided(ino.0));
                     let direct = flags.0 & libc::O_DIRECT != 0;
                     let answer =
-                        modes.open(ino.0, direct, data.as_deref(), |fd| reply.open_backing(fd));
+                        modes.open(ino.0, direct, data.as_ref(), |fd| reply.open_backing(fd));
                     match answer {
                         Answer::Plain(flags) => reply.opened(Fh(fh), flags),
                         Answer::Backed(flags, id) => reply.opened_passthrough(Fh(fh), flags, &id),
@@ -283,7 +283,7 @@ impl Filesystem for UnionFs {
         reply: ReplyData,
     ) {
         self.run("read", self.lane(ino.0), move |union| {
-            match union.read(fh.0, offset, size as usize) {
+            match union.read(handle(ino, fh), offset, size as usize) {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(convert::errno("read", ino.0, &e)),
             }
@@ -303,11 +303,12 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        let write =
-            move |union: &Union, data: &[u8]| match union.write(fh.0, offset, data, kill_priv) {
-                Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(convert::errno("write", ino.0, &e)),
-            };
+        let fh = handle(ino, fh);
+        let write = move |union: &Union, data: &[u8]| match union.write(fh, offset, data, kill_priv)
+        {
+            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+            Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+        };
         // The data lies in the receiver's buffer, which the next request overwrites.
         match self.changing(&[(ino.0, None)]) {
             None => self.here("write", || write(&self.union, data)),
@@ -344,7 +345,12 @@ impl Filesystem for UnionFs {
     fn fsync(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
         // Waits for the disk, so never here.
         self.run("fsync", self.slow_lane(ino.0), move |union| {
-            reply_empty("fsync", ino.0, union.fsync(fh.0, datasync), reply);
+            reply_empty(
+                "fsync",
+                ino.0,
+                union.fsync(handle(ino, fh), datasync),
+                reply,
+            );
         });
     }
 
@@ -362,7 +368,7 @@ impl Filesystem for UnionFs {
             reply_empty(
                 "fallocate",
                 ino.0,
-                union.fallocate(fh.0, offset, length, mode),
+                union.fallocate(handle(ino, fh), offset, length, mode),
                 reply,
             );
         });
@@ -370,7 +376,7 @@ impl Filesystem for UnionFs {
 
     fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
         self.run("lseek", self.lane(ino.0), move |union| {
-            match union.lseek(fh.0, offset, whence) {
+            match union.lseek(handle(ino, fh), offset, whence) {
                 Ok(offset) => reply.offset(offset),
                 Err(e) => reply.error(convert::errno("lseek", ino.0, &e)),
             }
@@ -396,8 +402,9 @@ impl Filesystem for UnionFs {
         let len = len.min(MAX_COPY) as usize;
         let both = [(ino_in.0, None), (ino_out.0, None)];
         let lane = self.changing(&both).or_else(|| self.slow_lane(ino_in.0));
+        let (fh_in, fh_out) = (handle(ino_in, fh_in), handle(ino_out, fh_out));
         self.run("copy_file_range", lane, move |union| {
-            match union.copy_file_range(fh_in.0, offset_in, fh_out.0, offset_out, len) {
+            match union.copy_file_range(fh_in, offset_in, fh_out, offset_out, len) {
                 Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
                 Err(e) => reply.error(convert::errno("copy_file_range", ino_in.0, &e)),
             }
@@ -425,6 +432,9 @@ impl Filesystem for UnionFs {
     }
 
     fn opendir(&self, _: &Request, ino: Node, _: OpenFlags, reply: ReplyOpen) {
+        if !self.opens.dirs {
+            return reply.error(Errno::ENOSYS);
+        }
         self.run("opendir", self.lane(ino.0), move |union| {
             match union.opendir(ino.0) {
                 Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
@@ -435,13 +445,13 @@ impl Filesystem for UnionFs {
 
     fn readdir(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectory) {
         self.run("readdir", self.lane(ino.0), move |union| {
-            more::readdir(union, ino.0, fh.0, offset, reply);
+            more::readdir(union, ino.0, handle(ino, fh), offset, reply);
         });
     }
 
     fn readdirplus(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectoryPlus) {
         self.run("readdirplus", self.lane(ino.0), move |union| {
-            more::readdirplus(union, ino.0, fh.0, offset, reply);
+            more::readdirplus(union, ino.0, handle(ino, fh), offset, reply);
         });
     }
 
@@ -454,7 +464,12 @@ impl Filesystem for UnionFs {
 
     fn fsyncdir(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
         self.run("fsyncdir", self.slow_lane(ino.0), move |union| {
-            reply_empty("fsyncdir", ino.0, union.fsyncdir(fh.0, datasync), reply);
+            reply_empty(
+                "fsyncdir",
+                ino.0,
+                union.fsyncdir(handle(ino, fh), datasync),
+                reply,
+            );
         });
     }
 

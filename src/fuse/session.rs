@@ -18,8 +18,19 @@ pub struct Options {
     /// Give each thread its own queue. To be off for a descriptor that was opened in another user
     /// namespace: the kernel refuses to clone that one.
     pub clone_fd: bool,
-    /// Let the kernel read and write files of the upper without us, where it can.
-    pub passthrough: bool,
+    /// Which files the kernel may read and write without us, where it can.
+    pub passthrough: Passthrough,
+}
+
+/// Which files the kernel reads and writes itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passthrough {
+    /// None.
+    Off,
+    /// Those of the upper.
+    Upper,
+    /// Those of the upper, and in a union without one those of lowers.
+    All,
 }
 
 impl Default for Options {
@@ -27,7 +38,7 @@ impl Default for Options {
         Options {
             threads: 2,
             clone_fd: true,
-            passthrough: true,
+            passthrough: Passthrough::Upper,
         }
     }
 }
@@ -51,7 +62,7 @@ pub fn serve_with(
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = options.clone_fd && threads > 1 && device_opens();
-    let fs = UnionFs::new(union, options.passthrough);
+    let fs = UnionFs::new(union, options);
     let session = Session::from_fd(fs, fd, SessionACL::All, config)?;
     ready();
     session.run()

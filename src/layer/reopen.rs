@@ -12,8 +12,8 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
@@ -21,6 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{Ask, Layer, LowerDir, Lowers, quiet};
 use crate::error::{Error, Result};
 use crate::sys::meta::{self, Stat};
+use crate::sys::readonly::{ReadOnlyFile, ReadOnlyView};
 use crate::sys::{file, xattr};
 
 /// The time between two attempts to open a layer again.
@@ -34,11 +35,44 @@ pub type Epoch = u64;
 /// The root directory of a layer, open.
 #[derive(Debug)]
 pub struct Root {
-    current: RwLock<(Epoch, Arc<OwnedFd>)>,
+    current: RwLock<Current>,
     identity: Identity,
     health: Mutex<Health>,
     /// Its path leads into our own mount by now.
     covered: AtomicBool,
+}
+
+/// One opening of a layer.
+#[derive(Debug)]
+struct Current {
+    epoch: Epoch,
+    root: Arc<OwnedFd>,
+    /// What `root` is of, if the layer is looked at through a read-only view.
+    view: Option<Arc<ReadOnlyView>>,
+    /// Whether files there can be opened with `O_DIRECT`, once that is known.
+    direct: OnceLock<bool>,
+}
+
+impl Current {
+    /// Through a view, if there can be one.
+    fn confined(epoch: Epoch, root: &Arc<OwnedFd>) -> io::Result<Current> {
+        let view = ReadOnlyView::of(root.as_fd())?;
+        Ok(Current {
+            epoch,
+            root: view.root().clone(),
+            view: Some(Arc::new(view)),
+            direct: OnceLock::new(),
+        })
+    }
+
+    fn plain(epoch: Epoch, root: &Arc<OwnedFd>) -> Current {
+        Current {
+            epoch,
+            root: root.clone(),
+            view: None,
+            direct: OnceLock::new(),
+        }
+    }
 }
 
 /// By what a layer is known again. Device and inode number are not of it, as a FUSE file system
@@ -87,7 +121,7 @@ impl Root {
         let fd = open(path)?;
         Ok(Root {
             identity: Identity::read(fd.as_fd())?,
-            current: RwLock::new((0, Arc::new(fd))),
+            current: RwLock::new(Current::plain(0, &Arc::new(fd))),
             health: Mutex::default(),
             covered: AtomicBool::new(false),
         })
@@ -100,7 +134,33 @@ impl Root {
 
     /// The descriptor, and which opening it is of.
     pub fn current(&self) -> (Epoch, Arc<OwnedFd>) {
-        self.current.read().clone()
+        let current = self.current.read();
+        (current.epoch, current.root.clone())
+    }
+
+    /// From now on the layer is looked at through a read-only view of its mount.
+    pub fn confine(&self) -> io::Result<()> {
+        let mut current = self.current.write();
+        *current = Current::confined(current.epoch, &current.root)?;
+        Ok(())
+    }
+
+    fn view(&self) -> Option<Arc<ReadOnlyView>> {
+        self.current.read().view.clone()
+    }
+
+    /// Whether a file of the layer, and so any, can be opened with `O_DIRECT`. Asked with the first one.
+    fn takes_direct_io(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        if let Some(known) = self.current.read().direct.get() {
+            return Ok(*known);
+        }
+        let flags = libc::O_RDONLY | libc::O_DIRECT | libc::O_NONBLOCK;
+        let takes = match file::reopen(file, flags) {
+            Ok(_) => true,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => false,
+            Err(e) => return Err(e),
+        };
+        Ok(*self.current.read().direct.get_or_init(|| takes))
     }
 
     /// From now on the path leads to something of our own, and is not opened again.
@@ -126,8 +186,7 @@ impl Root {
         health.not_before = Some(Instant::now() + PAUSE);
         match opened {
             Ok(fd) => {
-                let mut current = self.current.write();
-                *current = (current.0 + 1, Arc::new(fd));
+                self.replace(&Arc::new(fd));
                 if health.trouble.take().is_some() {
                     tracing::info!("layer {} is back", path.display());
                 }
@@ -141,6 +200,19 @@ impl Root {
                 false
             }
         }
+    }
+
+    /// Takes another opening of the layer, through a view if the last one was.
+    fn replace(&self, root: &Arc<OwnedFd>) {
+        let mut current = self.current.write();
+        let epoch = current.epoch + 1;
+        *current = match &current.view {
+            None => Current::plain(epoch, root),
+            Some(_) => Current::confined(epoch, root).unwrap_or_else(|e| {
+                tracing::warn!("no read-only view of a layer that came back: {e}");
+                Current::plain(epoch, root)
+            }),
+        };
     }
 
     fn open_again(&self, path: &Path) -> std::result::Result<OwnedFd, String> {
@@ -204,8 +276,11 @@ pub struct LowerFile {
     name: Box<[u8]>,
     /// What the file was known to be when it was found.
     stat: Stat,
-    open: Mutex<Option<(Epoch, Arc<OwnedFd>)>>,
+    open: Mutex<Option<(Epoch, Opening)>>,
 }
+
+/// An open that is under way or done: who comes meanwhile waits for it, and asks the layer no more.
+type Opening = Arc<OnceLock<io::Result<Arc<OwnedFd>>>>;
 
 impl LowerFile {
     /// Opens nothing yet.
@@ -264,6 +339,37 @@ impl Lowers {
         })
     }
 
+    /// From now on all layers are looked at through read-only views of their mounts. To be called before
+    /// anything else is asked of them.
+    pub fn confine(&self) -> io::Result<()> {
+        self.layers().iter().try_for_each(|l| l.root.confine())
+    }
+
+    /// The file for others to read, if its layer is looked at through a read-only view. It is not opened
+    /// for that; its attributes are asked for, so that a layer that has died is noticed.
+    pub fn read_only(&self, file: &LowerFile) -> Result<Option<ReadOnlyFile>> {
+        let Some(root) = self.layer(&file.dir).map(|layer| &layer.root) else {
+            return Ok(None);
+        };
+        if root.view().is_none() {
+            return Ok(None);
+        }
+        let (found, now, direct) =
+            self.with(&file.dir, &file.name, Ask::Stat, "find lower", |dir| {
+                let found = file::openat(dir, &file.name, libc::O_PATH, 0)?;
+                let now = meta::fstatat(found.as_fd(), b"")?;
+                // The kernel opens it as each program does, and a failure of that would be EIO.
+                let direct = root.takes_direct_io(found.as_fd())?;
+                Ok((Arc::new(found), now, direct))
+            })?;
+        match root.view() {
+            Some(view) if direct && file.is_same(&now) => view
+                .holds(found)
+                .map_err(|e| self.blame(Error::io("find lower", &e), &file.dir, &file.name)),
+            _ => Ok(None),
+        }
+    }
+
     /// From now on the path leads into our own mount: layers below it are not opened again by theirs.
     pub fn cover(&self, mountpoint: &Path) {
         for layer in self.layers() {
@@ -309,7 +415,7 @@ impl Lowers {
         })
     }
 
-    /// The descriptor of the file; one of an older opening only for a first try.
+    /// The descriptor of the file; one of an older opening of the layer only for a first try.
     fn open_file(
         &self,
         layer: &Layer,
@@ -317,26 +423,44 @@ impl Lowers {
         again: bool,
     ) -> (Epoch, io::Result<Arc<OwnedFd>>) {
         let current = layer.root.current().0;
-        if let Some((epoch, fd)) = &*file.open.lock()
-            && (!again || *epoch == current)
-        {
-            return (*epoch, Ok(fd.clone()));
-        }
-        let (epoch, dir) = self.open_dir(&file.dir);
-        let opened = dir.and_then(|dir| {
-            let open = || quiet::open(dir.as_fd(), &file.name, libc::O_NONBLOCK);
-            let fd = layer.asked.ask(Ask::Open, open)?;
-            // What a layer holds does not change, unless it is another one after all.
-            if epoch > 0 && !file.is_same(&meta::fstatat(fd.as_fd(), b"")?) {
-                let error = Error::new(libc::EIO, "open lower, which is another file now");
-                tracing::warn!("{}", self.blame(error, &file.dir, &file.name));
-                return Err(io::Error::from_raw_os_error(libc::EIO));
+        let (epoch, opening) = {
+            let mut open = file.open.lock();
+            match &*open {
+                // An open in a layer that was given up may never end.
+                Some((epoch, opening))
+                    if *epoch == current || !again && opening.get().is_some() =>
+                {
+                    (*epoch, opening.clone())
+                }
+                _ => {
+                    let opening = Opening::default();
+                    *open = Some((current, opening.clone()));
+                    (current, opening)
+                }
             }
-            Ok(Arc::new(fd))
-        });
-        if let Ok(fd) = &opened {
-            *file.open.lock() = Some((epoch, fd.clone()));
+        };
+        match opening.get_or_init(|| self.open_once(layer, file, epoch)) {
+            Ok(fd) => (epoch, Ok(fd.clone())),
+            Err(e) => {
+                // Those who have waited share the failure, the next one tries anew.
+                let mut open = file.open.lock();
+                open.take_if(|(_, failed)| Arc::ptr_eq(failed, &opening));
+                let errno = e.raw_os_error().unwrap_or(libc::EIO);
+                (epoch, Err(io::Error::from_raw_os_error(errno)))
+            }
         }
-        (epoch, opened)
+    }
+
+    fn open_once(&self, layer: &Layer, file: &LowerFile, epoch: Epoch) -> io::Result<Arc<OwnedFd>> {
+        let dir = self.open_dir(&file.dir).1?;
+        let open = || quiet::open(dir.as_fd(), &file.name, libc::O_NONBLOCK);
+        let fd = layer.asked.ask(Ask::Open, open)?;
+        // What a layer holds does not change, unless it is another one after all.
+        if epoch > 0 && !file.is_same(&meta::fstatat(fd.as_fd(), b"")?) {
+            let error = Error::new(libc::EIO, "open lower, which is another file now");
+            tracing::warn!("{}", self.blame(error, &file.dir, &file.name));
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(Arc::new(fd))
     }
 }

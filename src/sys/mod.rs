@@ -11,6 +11,7 @@ pub mod meta;
 pub mod mount;
 pub mod name;
 pub mod process;
+pub mod readonly;
 pub mod realpath;
 pub mod xattr;
 

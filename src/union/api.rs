@@ -177,6 +177,8 @@ pub struct Limits {
     pub directories: NonZeroUsize,
     /// Merged listings of the lower parts of directories.
     pub listings: NonZeroUsize,
+    /// Descriptors of files of lowers that nobody has open as far as is known, in a read-only union.
+    pub files: NonZeroUsize,
 }
 
 impl Default for Limits {
@@ -185,6 +187,7 @@ impl Default for Limits {
         Limits {
             directories: limit(512),
             listings: limit(2048),
+            files: limit(256),
         }
     }
 }

@@ -164,7 +164,7 @@ impl Union {
         }
         self.copy_up(node, if size == 0 { Want::Empty } else { Want::Data })?;
         let fd = match fh {
-            Some(fh) => self.upper_fd(&*self.handles.get(fh)?)?,
+            Some(fh) => self.upper_fd(&*self.handle(fh)?)?,
             None => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;

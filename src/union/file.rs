@@ -17,7 +17,7 @@ use crate::sys::{copy, file};
 impl Union {
     /// Reads up to `size` bytes; fewer only at the end of the file.
     pub fn read(&self, fh: u64, offset: u64, size: usize) -> Result<Vec<u8>> {
-        let handle = self.handles.get(fh)?;
+        let handle = self.handle(fh)?;
         let data = self.data_of(&handle)?;
         let size = match self.cut_off(&handle.node)? {
             Some(end) => usize::try_from(end.saturating_sub(offset)).map_or(size, |n| n.min(size)),
@@ -25,15 +25,19 @@ impl Union {
         };
         match data {
             Data::Upper(fd) => read_all(fd.as_fd(), offset, size).op("read"),
-            Data::Lower(file) => self.lowers.with_file(&file, "read lower", |fd| {
-                let data = read_all(fd, offset, size)?;
+            Data::Lower(file) => {
+                // Its end is known: no need to ask the layer for it.
                 let rest = file.size().saturating_sub(offset);
-                if data.len() < size && (data.len() as u64) < rest {
-                    // The kernel would take it for the end of the file.
-                    return Err(too_short());
-                }
-                Ok(data)
-            }),
+                let size = usize::try_from(rest).map_or(size, |rest| rest.min(size));
+                self.lowers.with_file(&file, "read lower", |fd| {
+                    let data = read_all(fd, offset, size)?;
+                    if data.len() < size {
+                        // The kernel would take it for the end of the file.
+                        return Err(too_short());
+                    }
+                    Ok(data)
+                })
+            }
         }
     }
 
@@ -68,7 +72,7 @@ impl Union {
 
     /// Brings the data to the disk.
     pub fn fsync(&self, fh: u64, datasync: bool) -> Result<()> {
-        let handle = self.handles.get(fh)?;
+        let handle = self.handle(fh)?;
         if !handle.node.state.read().upper || self.upper()?.durability == Durability::Volatile {
             return Ok(());
         }
@@ -114,7 +118,7 @@ impl Union {
 
     /// `SEEK_DATA` and `SEEK_HOLE`.
     pub fn lseek(&self, fh: u64, offset: i64, whence: i32) -> Result<i64> {
-        let handle = self.handles.get(fh)?;
+        let handle = self.handle(fh)?;
         self.on_data(&handle, "seek", |fd| file::lseek(fd, offset, whence))
     }
 
@@ -128,7 +132,7 @@ impl Union {
         len: usize,
     ) -> Result<usize> {
         let to = self.fd_to_change(fh_out)?;
-        let from = self.handles.get(fh_in)?;
+        let from = self.handle(fh_in)?;
         self.on_data(&from, "copy file range", |from| {
             copy::copy_file_range(from, offset_in, to.as_fd(), offset_out, len)
         })

@@ -20,6 +20,7 @@ mod copy_up;
 mod counts;
 mod create;
 mod file;
+mod files;
 mod lane;
 mod link;
 mod lookup;
@@ -58,6 +59,7 @@ const LAST_CHANGES: Duration = Duration::from_secs(1);
 
 pub use counts::{Counts, LayerCounts};
 pub use lane::{Lane, Target};
+pub use open::{Backing, unopened};
 
 /// A mounted stack. Its methods may be called from many threads at once.
 #[derive(Debug)]
@@ -71,6 +73,7 @@ pub struct Union {
     flights: copy_up::Flights,
     copied: counts::Copied,
     handles: open::Handles,
+    files: files::LowerFiles,
     statfs: Mutex<Option<statfs::Kept>>,
 }
 
@@ -105,6 +108,8 @@ impl Union {
             flights: copy_up::Flights::default(),
             copied: counts::Copied::default(),
             handles: open::Handles::default(),
+            // A read-only union may be told of no open.
+            files: files::LowerFiles::new(config.upper.is_none().then_some(config.limits.files)),
             statfs: Mutex::new(None),
         };
         union.adopt_root()?;

@@ -17,6 +17,7 @@ use super::work::Temp;
 use crate::error::{Context, Error, Result};
 use crate::layer::LowerFile;
 use crate::sys::file;
+use crate::sys::readonly::ReadOnlyFile;
 
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
@@ -24,11 +25,38 @@ const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O
 /// The flags with which a new file is opened in the upper.
 pub const CREATE_FLAGS: i32 = KEPT_FLAGS;
 
+/// Set in the number of a handle that stands for an object which was not opened: the rest is the
+/// object's number, which never has this bit.
+const UNOPENED: u64 = 1 << 63;
+
+/// The handle to read an object by that was not opened, in a read-only union.
+pub fn unopened(ino: Ino) -> u64 {
+    UNOPENED | ino
+}
+
 /// Where the data of an open file are.
 #[derive(Clone, Debug)]
 pub enum Data {
     Upper(Arc<OwnedFd>),
     Lower(Arc<LowerFile>),
+}
+
+/// Data that the kernel may read, and of the upper also write, in our place.
+#[derive(Debug)]
+pub enum Backing {
+    /// The file in the upper, open as the program has it.
+    Upper(Arc<OwnedFd>),
+    /// A file of a lower, where it cannot be written.
+    Lower(ReadOnlyFile),
+}
+
+impl AsFd for Backing {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Backing::Upper(fd) => fd.as_fd(),
+            Backing::Lower(file) => file.as_fd(),
+        }
+    }
 }
 
 /// An open file or directory.
@@ -79,7 +107,7 @@ impl Handles {
         &self.shards[(fh % 8) as usize]
     }
 
-    pub fn get(&self, fh: u64) -> Result<Arc<Handle>> {
+    fn get(&self, fh: u64) -> Result<Arc<Handle>> {
         let handle = self.shard(fh).lock().get(&fh).cloned();
         handle.ok_or_else(|| Error::new(libc::EBADF, "unknown handle"))
     }
@@ -132,6 +160,18 @@ impl Union {
         Ok(self.handles.add(node, flags & !libc::O_TRUNC, data))
     }
 
+    /// The open file or directory.
+    pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
+        if fh & UNOPENED == 0 {
+            return self.handles.get(fh);
+        }
+        Ok(Arc::new(Handle {
+            node: self.table.get(fh & !UNOPENED)?,
+            flags: libc::O_RDONLY,
+            data: Mutex::default(),
+        }))
+    }
+
     /// The data, wherever they are now. A file of a lower is opened when it is read.
     fn open_data(&self, node: &Node, flags: i32) -> Result<(u16, Data)> {
         let generation = node.generation();
@@ -140,7 +180,7 @@ impl Union {
             (state.upper, state.metacopy)
         };
         let data = match (node.lower_at(), upper && !metacopy) {
-            (Some(lower), false) => Data::Lower(Arc::new(lower.file())),
+            (Some(lower), false) => Data::Lower(self.files.of(node.ino, &lower)),
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
@@ -174,7 +214,8 @@ impl Union {
 
     /// The same for a change of the data, which brings them to the upper.
     pub(super) fn fd_to_change(&self, fh: u64) -> Result<Arc<OwnedFd>> {
-        let handle = self.handles.get(fh)?;
+        self.upper()?;
+        let handle = self.handle(fh)?;
         if !may_write(handle.flags) {
             return Err(Error::new(libc::EBADF, "write"));
         }
@@ -200,6 +241,17 @@ impl Union {
         Ok(data)
     }
 
+    /// Without an upper nothing ever changes.
+    pub fn is_read_only(&self) -> bool {
+        self.upper.is_none()
+    }
+
+    /// Looks at the lowers through read-only views from now on, so that the kernel can be given their
+    /// files. Before the first request.
+    pub fn confine_lowers(&self) -> io::Result<()> {
+        self.lowers.confine()
+    }
+
     /// Whether files of the upper can be opened with `O_DIRECT`. Where they cannot, the kernel must not
     /// open them in our place: a program that asks for that would get an error.
     pub fn takes_direct_io(&self) -> bool {
@@ -211,17 +263,23 @@ impl Union {
         file::openat(temp.fd(), &temp.name, flags, 0o600).is_ok()
     }
 
-    /// The descriptor behind a handle whose data are in the upper, where they stay.
-    pub fn upper_data(&self, fh: u64) -> Option<Arc<OwnedFd>> {
+    /// What the kernel may be given to read and write in our place. Of the upper, data that stay where
+    /// they are; a file of a lower only if there is no upper, as its data can never go anywhere then. It
+    /// costs the layer requests, so it is looked for only if `lowers`.
+    pub fn backing(&self, fh: u64, lowers: bool) -> Option<Backing> {
         let handle = self.handles.get(fh).ok()?;
-        let state = handle.node.state.read();
-        let settled = handle.node.kind == Kind::File && state.upper && !state.metacopy;
-        drop(state);
-        let data = handle.data.lock();
-        let (generation, data) = data.as_ref()?;
-        let current = *generation == handle.node.generation();
-        match data {
-            Data::Upper(fd) if settled && current => Some(fd.clone()),
+        if self.upper.is_some() {
+            return settled(&handle).map(Backing::Upper);
+        }
+        match self.data_of(&handle) {
+            Ok(Data::Lower(file)) if lowers => match self.lowers.read_only(&file) {
+                Ok(file) => file.map(Backing::Lower),
+                Err(e) => {
+                    // The first read meets it again.
+                    tracing::debug!("{e}");
+                    None
+                }
+            },
             _ => None,
         }
     }
@@ -243,5 +301,19 @@ impl Union {
             drop(handle);
             self.table.reap(ino);
         }
+    }
+}
+
+/// The descriptor behind a handle whose data are in the upper, where they stay.
+fn settled(handle: &Handle) -> Option<Arc<OwnedFd>> {
+    let state = handle.node.state.read();
+    let settled = handle.node.kind == Kind::File && state.upper && !state.metacopy;
+    drop(state);
+    let data = handle.data.lock();
+    let (generation, data) = data.as_ref()?;
+    let current = *generation == handle.node.generation();
+    match data {
+        Data::Upper(fd) if settled && current => Some(fd.clone()),
+        _ => None,
     }
 }

@@ -75,7 +75,7 @@ impl Union {
     }
 
     fn list(&self, fh: u64, mut cookie: u64, each: Each<'_>) -> Result<()> {
-        let node = self.handles.get(fh)?.node.clone();
+        let node = self.handle(fh)?.node.clone();
         if node.state.read().removed {
             return Ok(());
         }
@@ -136,6 +136,6 @@ impl Union {
 
     /// Brings the names of a directory to the disk.
     pub fn fsyncdir(&self, fh: u64, datasync: bool) -> Result<()> {
-        self.sync_dir(&self.handles.get(fh)?.node, datasync)
+        self.sync_dir(&self.handle(fh)?.node, datasync)
     }
 }

@@ -188,6 +188,7 @@ impl Stack {
         self.limits = Limits {
             directories: NonZeroUsize::MIN,
             listings: NonZeroUsize::MIN,
+            files: NonZeroUsize::MIN,
         };
     }
 

@@ -6,6 +6,7 @@ mod copy_up;
 mod create;
 mod dialect;
 mod ending;
+mod files;
 mod interleave;
 mod link;
 mod lookup;
