@@ -40,3 +40,4 @@ mod rivals;
 mod rootless;
 mod support;
 mod uppers;
+mod writeback;

@@ -75,9 +75,13 @@ pub struct Args {
     #[arg(long, value_name = "WHOSE", default_value = "keep", value_parser = ["keep", "squash"])]
     owner: String,
     /// Which files the kernel reads and writes without the daemon, where it is allowed to: none, those of
-    /// the upper, or with --read-only those of layers too. auto is as upper
+    /// the upper, or with --read-only those of layers too. auto is as upper, or as off with --writeback=on
     #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = ["auto", "off", "upper", "all"])]
     passthrough: String,
+    /// Collect writes in the page cache: fewer and larger ones reach the upper, at fsync or close at the
+    /// latest, and so do their errors. Where the kernel writes without the daemon it means nothing
+    #[arg(long, value_name = "WHEN", default_value = "off", value_parser = ["on", "off"])]
+    writeback: String,
     /// When copied-up data reaches the disk
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["full", "auto", "volatile"])]
     durability: String,
@@ -221,13 +225,16 @@ impl Job {
             .inspect_err(|_| detach(target.as_deref()))?;
 
         // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
+        let writeback = self.args.writeback == "on";
         let options = session::Options {
             clone_fd: target.is_some(),
             passthrough: match self.args.passthrough.as_str() {
                 "off" => Passthrough::Off,
+                "auto" if writeback => Passthrough::Off,
                 "all" => Passthrough::All,
                 _ => Passthrough::Upper,
             },
+            writeback,
             ..Default::default()
         };
         let outcome = session::serve_with(union, fd, options, || {

@@ -67,6 +67,8 @@ pub struct UnionFs {
     trim: heap::Trim,
     options: Options,
     opens: Opens,
+    /// The kernel collects writes.
+    writeback: bool,
 }
 
 /// Which opens the kernel tells us of. What it does not is closed without a word, too.
@@ -90,10 +92,11 @@ impl UnionFs {
                 files: true,
                 dirs: true,
             },
+            writeback: false,
         }
     }
 
-    /// Chooses how data go to and fro: by the kernel alone, or through this program.
+    /// Chooses how data go to and fro: by the kernel alone, collected in the page cache, or as they come.
     /// Where all is cached and nothing changes, the kernel need not even tell of an open.
     fn choose(&mut self, config: &mut KernelConfig) {
         let read_only = self.union.is_read_only();
@@ -105,6 +108,12 @@ impl UnionFs {
                 files: !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
                 dirs: !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
             };
+        } else if self.options.writeback {
+            let taken = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
+            self.writeback = taken.is_ok();
+            if self.writeback {
+                self.union.expect_writeback();
+            }
         }
     }
 

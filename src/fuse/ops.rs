@@ -303,11 +303,18 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        let collected = self.writeback && write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let fh = handle(ino, fh);
-        let write = move |union: &Union, data: &[u8]| match union.write(fh, offset, data, kill_priv)
-        {
-            Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-            Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+        let write = move |union: &Union, data: &[u8]| {
+            let written = if collected {
+                union.write_collected(fh, offset, data, kill_priv)
+            } else {
+                union.write(fh, offset, data, kill_priv)
+            };
+            match written {
+                Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+                Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+            }
         };
         // The data lies in the receiver's buffer, which the next request overwrites.
         match self.changing(&[(ino.0, None)]) {
@@ -375,6 +382,10 @@ impl Filesystem for UnionFs {
     }
 
     fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
+        if self.writeback {
+            // Only the kernel knows what it has collected, and where the file ends.
+            return reply.error(Errno::ENOSYS);
+        }
         self.run("lseek", self.lane(ino.0), move |union| {
             match union.lseek(handle(ino, fh), offset, whence) {
                 Ok(offset) => reply.offset(offset),

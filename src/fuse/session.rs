@@ -20,6 +20,8 @@ pub struct Options {
     pub clone_fd: bool,
     /// Which files the kernel may read and write without us, where it can.
     pub passthrough: Passthrough,
+    /// Let the kernel collect writes in the page cache, where it does not write without us.
+    pub writeback: bool,
 }
 
 /// Which files the kernel reads and writes itself.
@@ -39,6 +41,7 @@ impl Default for Options {
             threads: 2,
             clone_fd: true,
             passthrough: Passthrough::Upper,
+            writeback: false,
         }
     }
 }

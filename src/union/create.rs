@@ -15,7 +15,6 @@ use super::copy_up::Want;
 use super::lookup::check_name;
 use super::lowers::kind_of;
 use super::node::{Inherited, Node};
-use super::open::CREATE_FLAGS;
 use super::place::At;
 use super::table::Used;
 use super::upper::Upper;
@@ -58,7 +57,7 @@ impl Union {
     ) -> Result<(Attr, u64)> {
         let parent = self.table.get(parent)?;
         loop {
-            let what = What::File(flags & CREATE_FLAGS);
+            let what = What::File(self.upper_flags(flags));
             let (node, fh, attr) = match self.make(caller, &parent, name.as_bytes(), mode, what) {
                 Ok(New { node, fd, attr }) => {
                     let fh = match fd {

@@ -4,15 +4,28 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::Union;
 use super::api::{Durability, Ino};
 use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
 use super::open::Data;
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, best_effort};
 use crate::layer::reopen::too_short;
-use crate::sys::{copy, file};
+use crate::sys::{copy, file, meta};
+
+/// Keeps writes of collected data to one file apart: each puts the time back that it has found.
+#[derive(Debug, Default)]
+pub struct Collected([Mutex<()>; 16]);
+
+impl Collected {
+    #[expect(clippy::indexing_slicing, reason = "the modulus is below the length")]
+    fn lock(&self, ino: Ino) -> MutexGuard<'_, ()> {
+        self.0[(ino % 16) as usize].lock()
+    }
+}
 
 impl Union {
     /// Reads up to `size` bytes; fewer only at the end of the file.
@@ -68,6 +81,34 @@ impl Union {
             drop_set_ids(fd.as_fd())?;
         }
         Ok(done)
+    }
+
+    /// Like `write`, of data that the kernel has collected: it has given the file the time of the write
+    /// already, or will, and so this one's time must not stay.
+    pub fn write_collected(
+        &self,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<usize> {
+        let fd = self.fd_to_change(fh)?;
+        let _alone = self.collected.lock(self.handle(fh)?.node.ino);
+        let before = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
+        let written = self.write(fh, offset, data, kill_priv);
+        let times = [
+            libc::timespec {
+                tv_sec: 0,
+                tv_nsec: libc::UTIME_OMIT,
+            },
+            libc::timespec {
+                tv_sec: before.st_mtime,
+                tv_nsec: before.st_mtime_nsec,
+            },
+        ];
+        let kept = meta::utimensat(fd.as_fd(), b"", &times);
+        best_effort("keep the time of a file", kept);
+        written
     }
 
     /// Brings the data to the disk.

@@ -41,7 +41,7 @@ mod xattr;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
@@ -75,6 +75,9 @@ pub struct Union {
     handles: open::Handles,
     files: files::LowerFiles,
     statfs: Mutex<Option<statfs::Kept>>,
+    /// The kernel collects writes.
+    writeback: AtomicBool,
+    collected: file::Collected,
 }
 
 impl Union {
@@ -111,6 +114,8 @@ impl Union {
             // A read-only union may be told of no open.
             files: files::LowerFiles::new(config.upper.is_none().then_some(config.limits.files)),
             statfs: Mutex::new(None),
+            writeback: AtomicBool::new(false),
+            collected: file::Collected::default(),
         };
         union.adopt_root()?;
         Ok(union)

@@ -22,9 +22,6 @@ use crate::sys::readonly::ReadOnlyFile;
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
 const KEPT_FLAGS: i32 = libc::O_ACCMODE | libc::O_SYNC | libc::O_DSYNC | libc::O_NOATIME;
 
-/// The flags with which a new file is opened in the upper.
-pub const CREATE_FLAGS: i32 = KEPT_FLAGS;
-
 /// Set in the number of a handle that stands for an object which was not opened: the rest is the
 /// object's number, which never has this bit.
 const UNOPENED: u64 = 1 << 63;
@@ -184,7 +181,7 @@ impl Union {
             _ => {
                 let tree = self.read_tree();
                 let at = self.place(&tree, node)?;
-                let flags = flags & (KEPT_FLAGS | libc::O_TRUNC);
+                let flags = self.upper_flags(flags) | flags & libc::O_TRUNC;
                 Data::Upper(Arc::new(self.upper()?.open_at(&at, flags)?))
             }
         };
@@ -250,6 +247,21 @@ impl Union {
     /// files. Before the first request.
     pub fn confine_lowers(&self) -> io::Result<()> {
         self.lowers.confine()
+    }
+
+    /// From now on the kernel collects writes, and reads what surrounds them by the same handles.
+    pub fn expect_writeback(&self) {
+        self.writeback.store(true, Ordering::Relaxed);
+    }
+
+    /// The flags with which a program's file is opened in the upper.
+    pub(super) fn upper_flags(&self, flags: i32) -> i32 {
+        let writes_only = flags & libc::O_ACCMODE == libc::O_WRONLY;
+        if writes_only && self.writeback.load(Ordering::Relaxed) {
+            flags & KEPT_FLAGS & !libc::O_ACCMODE | libc::O_RDWR
+        } else {
+            flags & KEPT_FLAGS
+        }
     }
 
     /// Whether files of the upper can be opened with `O_DIRECT`. Where they cannot, the kernel must not
