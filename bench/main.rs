@@ -54,6 +54,9 @@ struct Args {
     /// Only these parts.
     #[arg(long, value_enum)]
     part: Vec<Part>,
+    /// Only these systems, and kernel overlayfs, to which all are compared.
+    #[arg(long, value_enum)]
+    system: Vec<Which>,
     /// Repetitions of each row.
     #[arg(long, value_name = "N")]
     repetitions: Option<usize>,
@@ -83,6 +86,27 @@ enum Part {
     Layers,
     /// Memory of the daemon.
     Memory,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Which {
+    Plain,
+    Overlay,
+    Fo2,
+    Fo1,
+    Ours,
+}
+
+impl Which {
+    fn system(self) -> System {
+        match self {
+            Which::Plain => System::Plain,
+            Which::Overlay => System::OverlayfsDefault,
+            Which::Fo2 => System::FuseOverlayfs2,
+            Which::Fo1 => System::FuseOverlayfs1,
+            Which::Ours => System::Ours,
+        }
+    }
 }
 
 /// What is measured, and how thoroughly.
@@ -140,6 +164,12 @@ fn measure(args: &Args, plan: &Plan) -> Report {
         .into_iter()
         .filter(|system| require_all(system.needs()))
         .collect();
+    let chosen = |system: &System| {
+        args.system.is_empty()
+            || *system == System::OverlayfsDefault
+            || args.system.iter().any(|which| which.system() == *system)
+    };
+    let systems: Vec<_> = systems.into_iter().filter(chosen).collect();
     let wanted = |part| args.part.is_empty() || args.part.contains(&part);
     let named =
         |name: &str| args.only.is_empty() || args.only.iter().any(|text| name.contains(text));

@@ -7,7 +7,7 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
-use crate::report::{Measured, short};
+use crate::report::Measured;
 use crate::support::System;
 
 const WIDTH: u32 = 1000;
@@ -15,7 +15,7 @@ const LINE: u32 = 22;
 const TOP: u32 = 60;
 const BOTTOM: u32 = 30;
 /// Where the scale begins and ends.
-const LEFT: i32 = 330;
+const LEFT: i32 = 360;
 const RIGHT: i32 = 960;
 const LEAST: f64 = 0.02;
 const MOST: f64 = 200.0;
@@ -57,7 +57,7 @@ pub fn draw(rows: &[Measured], path: &Path) -> Result<(), Box<dyn Error>> {
             [(x, i32::try_from(TOP)? - 8), (x, bottom)],
             style,
         ))?;
-        text(&area, &short(tick), (x, bottom + 14), HPos::Center)?;
+        text(&area, &tick.to_string(), (x, bottom + 14), HPos::Center)?;
     }
     for (row, y) in rows
         .iter()
@@ -88,7 +88,7 @@ fn legend(area: &Area<'_>) -> Result<(), Box<dyn Error>> {
         (LEFT, 14),
         HPos::Left,
     )?;
-    for ((_, name, colour), x) in MARKS.into_iter().zip((LEFT..).step_by(165)) {
+    for ((_, name, colour), x) in MARKS.into_iter().zip((LEFT..).step_by(160)) {
         area.draw(&Circle::new((x + 5, 34), 5, colour.filled()))?;
         text(area, name, (x + 15, 34), HPos::Left)?;
     }
@@ -96,7 +96,7 @@ fn legend(area: &Area<'_>) -> Result<(), Box<dyn Error>> {
 }
 
 fn text(area: &Area<'_>, text: &str, at: (i32, i32), side: HPos) -> Result<(), Box<dyn Error>> {
-    let style = ("sans-serif", 13)
+    let style = ("sans-serif", 15)
         .into_text_style(area)
         .pos(Pos::new(side, VPos::Center));
     area.draw(&Text::new(text.to_owned(), at, style))?;
