@@ -53,8 +53,11 @@ fn crash(kind: &str, options: &str, durability: &str) -> (usize, usize) {
         }
     }
     volume.crash();
-    daemon::kill(&f.mnt);
-    f.umount();
+    let pid = daemon::of(&f.mnt);
+    daemon::signal(pid, libc::SIGKILL);
+    daemon::wait_for_end(pid);
+    nix::mount::umount2(&f.mnt, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    f.forget_mount();
     volume.mount_again();
     let copied = sys::names(&f.upper).unwrap().len();
     // An upper that was volatile is refused now; what it would show is there.

@@ -101,7 +101,7 @@ fn lower_ino(hash: u64) -> u64 {
 /// The number of the object behind an entry, if it has one name only.
 pub fn number_of(entry: &Listed) -> Option<u64> {
     let top = entry.owners.first()?;
-    Some(lower_ino(top.hash_of(&entry.name)))
+    Some(lower_ino(top.hash_of(entry.name)))
 }
 
 /// Whether a number can be one of [`lower_ino`]: no other is ever written in a mark.

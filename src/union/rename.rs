@@ -200,12 +200,13 @@ impl Union {
     /// Before an object gets another name, under the tree lock for writing: a metadata copy finds its data
     /// by the name, so now they are named.
     pub(super) fn name_data(&self, node: &Node, at: &At) -> Result<()> {
-        match node.lower_at() {
-            Some(lower) if node.state.read().metacopy => {
-                self.upper()?.set_mark(at, Mark::Redirect, &lower.path())
-            }
-            _ => Ok(()),
+        if !node.state.read().metacopy {
+            return Ok(());
         }
+        let lower = node.lower_at();
+        lower.map_or(Ok(()), |lower| {
+            self.upper()?.set_mark(at, Mark::Redirect, &lower.path())
+        })
     }
 
     /// Records that a node stands under a name now.
