@@ -322,18 +322,15 @@ pub fn kept(base: &OwnedFd, name: &[u8]) -> Result<OwnedFd> {
     }
     let fd = file::openat(base.as_fd(), name, libc::O_RDONLY | libc::O_DIRECTORY, 0)
         .op("open work directory")?;
-    match xattr::remove(fd.as_fd(), b"", DEFAULT_ACL) {
-        // Somebody else's may stay as it is.
-        Err(e)
-            if !matches!(
-                e.raw_os_error(),
-                Some(libc::ENODATA | libc::EOPNOTSUPP | libc::EPERM)
-            ) =>
-        {
-            Err(e).op("clear work directory")
+    // Asked first: on a full disk even the removal of nothing may fail.
+    if xattr::get(fd.as_fd(), b"", DEFAULT_ACL).is_ok() {
+        match xattr::remove(fd.as_fd(), b"", DEFAULT_ACL) {
+            // Somebody else's may stay as it is.
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => {}
+            other => other.op("clear work directory")?,
         }
-        _ => Ok(fd),
     }
+    Ok(fd)
 }
 
 /// Removes everything in a directory.
