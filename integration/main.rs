@@ -18,6 +18,7 @@
 )]
 
 mod conformance;
+mod costs;
 mod counters;
 mod differential;
 mod durability;

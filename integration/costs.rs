@@ -1,0 +1,77 @@
+//! What a mount costs before anybody uses it, and what use leaves behind.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::process::Command;
+
+use crate::support::foreground::Daemon;
+use crate::support::{Fixture, require_all, tool};
+
+const MIB: u64 = 1 << 20;
+/// The most memory of a daemon that nobody has asked for anything.
+const IDLE: u64 = 8 * MIB;
+/// What large requests may add: a MiB for each receiver, and for each that is answered at the time.
+const BUFFERS: u64 = 8 * MIB;
+
+#[test]
+fn an_idle_daemon_is_small_and_large_requests_add_little() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let mut f = Fixture::new("idle");
+    fs::write(f.lower().join("file"), vec![b'x'; 16 << 20]).unwrap();
+    // The daemon is to see the data.
+    f.options.extend(["--passthrough", "off"].map(String::from));
+    let daemon = Daemon::mount(&f);
+    let idle = daemon.memory();
+    assert!(idle < IDLE, "{idle} bytes");
+    let mut made = fs::File::create(f.at("made")).unwrap();
+    for _ in 0..64 {
+        made.write_all(&vec![b'y'; 1 << 20]).unwrap();
+    }
+    drop(made);
+    let mut read = Vec::new();
+    for name in ["file", "made"] {
+        let mut file = fs::File::open(f.at(name)).unwrap();
+        file.read_to_end(&mut read).unwrap();
+    }
+    assert_eq!(read.len(), 80 << 20);
+    let used = daemon.memory();
+    assert!(used < IDLE + BUFFERS, "{used} bytes after large requests");
+    daemon.end();
+}
+
+/// The calls about files and descriptors from the start to the first answer.
+fn calls(layers: usize) -> Option<usize> {
+    let strace = tool("strace").expect("scripts/test installs strace");
+    let mut f = Fixture::new(&format!("layers{layers}"));
+    for i in 0..layers {
+        fs::write(f.lower().join(format!("file{i}")), "").unwrap();
+    }
+    let log = f.scratch().join("trace");
+    let inner = f.mount_command();
+    let mut traced = Command::new(strace);
+    traced
+        .args(["-f", "-qq", "-e", "trace=%file,%desc", "-o"])
+        .arg(&log)
+        .env_remove("LD_LIBRARY_PATH")
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    let daemon = Daemon::of(traced.arg("--foreground").arg(&f.mnt), &f.mnt);
+    fs::symlink_metadata(f.at("file0")).ok()?;
+    daemon.end();
+    let trace = fs::read_to_string(&log).ok()?;
+    let begun = |line: &&str| line.contains('(') && !line.contains("resumed>");
+    Some(trace.lines().filter(begun).count())
+}
+
+/// To resolve its path three times, to look at it, to open it, and to list its root: 17.
+#[test]
+fn a_layer_costs_few_calls_at_mount() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let (few, many) = (calls(2).unwrap(), calls(34).unwrap());
+    let each = many.saturating_sub(few) / 32;
+    assert!(each <= 18, "{each} calls for each layer: {few}, {many}");
+}
