@@ -159,9 +159,16 @@ pub fn image(dir: &Path) -> Layers {
     });
     let mut names: Vec<_> = names.lines().map(str::to_owned).collect();
     names.reverse();
+    let flat = dir.join("flat");
+    // What a run that was ended by force has left there.
+    let mut remove = Command::new("find");
+    let named = [
+        "-name", "bench-*", "-prune", "-exec", "rm", "-rf", "{}", "+",
+    ];
+    succeed(remove.arg(&flat).args(named));
     Layers {
         dir: dir.join("layers"),
         names,
-        flat: dir.join("flat"),
+        flat,
     }
 }

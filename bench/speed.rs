@@ -62,7 +62,8 @@ pub fn measure(
     }
     if counts {
         let tracing = Tracing::new().unwrap();
-        for system in systems {
+        // Without a daemon nothing is done, and there is nothing to undo.
+        for system in systems.into_iter().filter(|system| has_daemon(*system)) {
             count(scenario, system, &tracing, &mut rows);
         }
     }
@@ -84,6 +85,10 @@ fn run(scenario: &Scenario, system: System, mut step: impl FnMut(&Place, &Step))
     }
 }
 
+fn has_daemon(system: System) -> bool {
+    !matches!(system, System::Plain | System::OverlayfsDefault)
+}
+
 fn done(place: &Place, step: &Step) -> Used {
     let failed = |e| panic!("{}: {e}", place.system.name());
     step.work.run(&place.root).unwrap_or_else(failed)
@@ -92,7 +97,7 @@ fn done(place: &Place, step: &Step) -> Used {
 fn count(scenario: &Scenario, system: System, tracing: &Tracing, rows: &mut [Measured]) {
     let mut measured = rows.iter_mut();
     run(scenario, system, |place, step| {
-        let Some(daemon) = place.daemon() else { return };
+        let daemon = place.daemon().unwrap();
         let counted = || {
             let requests = tracing.requests(&place.root).unwrap();
             let calls = tracing.calls(daemon).unwrap();
