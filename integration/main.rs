@@ -40,4 +40,5 @@ mod rivals;
 mod rootless;
 mod support;
 mod uppers;
+mod warm;
 mod writeback;
