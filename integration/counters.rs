@@ -43,7 +43,7 @@ fn requests_by_kind() {
     let (seen, _) = stats.during(|| sys::mkdir(f.at("new"), 0o755).unwrap());
     assert_eq!(seen, counts([("lookup", 1), ("mkdir", 1)]));
     let (seen, _) = stats.during(|| sys::names(f.at("new")).unwrap());
-    assert_eq!((seen["opendir"], seen["readdirplus"]), (1, 2));
+    assert_eq!(seen["readdirplus"], 2);
     let (seen, _) = stats.during(|| sys::chmod(f.at("only/deep/f"), 0o600).unwrap());
     assert_eq!(seen, counts([("setattr", 1)]));
 }
@@ -60,7 +60,7 @@ fn lower_requests_by_layer() {
     let (seen, _) = stats.asked_during(|| sys::lstat(f.at("only")).unwrap());
     assert_eq!(seen, [counts([]), counts([]), counts([("stat", 1)])]);
     let (seen, _) = stats.asked_during(|| sys::lstat(f.at("only/absent")).err());
-    let into = counts([("list", 1), ("walk", 1)]);
+    let into = counts([("stat", 1), ("walk", 1)]);
     assert_eq!(seen, [counts([]), counts([]), into]);
     sys::lstat(f.at("only/deep/link")).unwrap();
     let (seen, _) = stats.asked_during(|| sys::readlink(f.at("only/deep/link")).unwrap());
@@ -97,7 +97,7 @@ fn copy_ups_and_what_is_kept() {
     let open = sys::open(f.at("only/deep/f"), libc::O_RDONLY, 0).unwrap();
     let after = ["handles", "nodes", "listings", "listed_names"].map(kept);
     let more: Vec<_> = after.iter().zip(before).map(|(a, b)| a - b).collect();
-    assert_eq!(more, [1, 3, 2, 3]);
+    assert_eq!(more, [1, 3, 0, 0]);
     drop(open);
     assert!(kept("memory_bytes") > 1 << 20 && kept("descriptors") > 5);
 }

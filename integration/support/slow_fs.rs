@@ -119,7 +119,9 @@ fn serve(source: &Path, mnt: &Path, faults: &Arc<Faults>, keep: Duration) {
     // The root is number 1.
     shown.ino(Path::new(""));
     let fs = Mirror(Arc::new(shown));
-    let device = mount_fuse(mnt, ",allow_other,default_permissions");
+    // Read-only as CVMFS, or the kernel asks for the attributes again after each listing.
+    let read_only = if keep.is_zero() { "" } else { ",ro" };
+    let device = mount_fuse(mnt, &format!(",allow_other,default_permissions{read_only}"));
     let config = fuser::Config::default();
     let session = fuser::Session::from_fd(fs, device, fuser::SessionACL::All, config).unwrap();
     std::thread::spawn(move || {

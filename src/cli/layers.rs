@@ -97,15 +97,16 @@ pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
         .collect()
 }
 
-/// Fails with a line for each layer that is missing or broken.
-pub fn check_all(layers: &[Layer]) -> Outcome<()> {
+/// Finds what is wrong with a layer.
+type Check = fn(&Layer, &mut RealPaths) -> Option<String>;
+
+/// Fails with a line for each layer in which the check finds something.
+pub fn check_all(layers: &[Layer], check: Check) -> Outcome<()> {
     let mut paths = RealPaths::default();
     let broken: Vec<String> = layers
         .iter()
         .filter_map(|layer| {
-            layer
-                .problem(&mut paths)
-                .map(|why| format!("  {}: {why}", layer.name()))
+            check(layer, &mut paths).map(|why| format!("  {}: {why}", layer.name()))
         })
         .collect();
     if broken.is_empty() {
@@ -139,24 +140,30 @@ impl Layer {
 
     /// What is wrong with the directory, and why that may be; None when it can be listed.
     pub fn problem(&self, paths: &mut RealPaths) -> Option<String> {
+        if let Some(problem) = self.misplaced(paths) {
+            return Some(problem);
+        }
+        // Reading one entry shows what opening does not: a client that cannot fetch the catalog.
+        match fs::read_dir(&self.path).and_then(|mut entries| entries.next().transpose()) {
+            Ok(_) => None,
+            Err(e) => Some(self.explain(&e)),
+        }
+    }
+
+    /// The same, found without reading in it; None when there is a directory in its repository.
+    pub fn misplaced(&self, paths: &mut RealPaths) -> Option<String> {
         match fs::metadata(&self.path) {
             Ok(meta) if !meta.is_dir() => return Some("not a directory".to_owned()),
             Ok(_) => {}
             Err(e) => return Some(self.explain(&e)),
         }
         match self.way_out(paths) {
-            Ok(None) => {}
+            Ok(None) => None,
             Ok(Some(target)) => {
                 let target = printable(target);
-                return Some(format!(
-                    "a symlink leads out of the repository, to {target}"
-                ));
+                let why = format!("a symlink leads out of the repository, to {target}");
+                Some(why)
             }
-            Err(e) => return Some(self.explain(&e)),
-        }
-        // Reading one entry shows what opening does not: a client that cannot fetch the catalog.
-        match fs::read_dir(&self.path).and_then(|mut entries| entries.next().transpose()) {
-            Ok(_) => None,
             Err(e) => Some(self.explain(&e)),
         }
     }

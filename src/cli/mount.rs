@@ -167,7 +167,7 @@ impl Job {
             )?,
             None => layers::of_dirs(&args.lower)?,
         };
-        layers::check_all(&layers)?;
+        layers::check_all(&layers, Layer::misplaced)?;
         let mountpoint = usable_mountpoint(mountpoint)?;
         let plan = Plan::choose(Request {
             read_only: args.read_only
@@ -208,7 +208,16 @@ impl Job {
         nix::unistd::chdir("/").or_fail(Code::Failure, "/")?;
 
         let upper = Arc::new(self.plan.prepare()?);
-        let union = Arc::new(self.open_union(&upper)?);
+        let union = match self.open_union(&upper) {
+            Ok(union) => Arc::new(union),
+            Err(failure) => {
+                if failure.code == Code::Layer as u8 {
+                    // All that are broken, and the likely causes.
+                    layers::check_all(&self.layers, Layer::problem)?;
+                }
+                return Err(failure);
+            }
+        };
         upper.record_image()?;
         union.cover(&self.mountpoint);
         let (fd, target) = self.mount()?;

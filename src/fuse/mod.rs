@@ -100,14 +100,13 @@ impl UnionFs {
     /// Where all is cached and nothing changes, the kernel need not even tell of an open.
     fn choose(&mut self, config: &mut KernelConfig) {
         let read_only = self.union.is_read_only();
+        let offered = config.capabilities();
+        // Listings need no handle.
+        self.opens.dirs = !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         if self.passes() && negotiate_passthrough(config) {
             self.modes.enable();
         } else if read_only {
-            let offered = config.capabilities();
-            self.opens = Opens {
-                files: !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT),
-                dirs: !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT),
-            };
+            self.opens.files = !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         } else if self.options.writeback {
             let taken = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
             self.writeback = taken.is_ok();

@@ -39,9 +39,9 @@ fn fsxattr(flags: u32) -> [u8; FSXATTR_SIZE] {
 }
 
 /// Answers with names.
-pub fn readdir(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectory) {
+pub fn readdir(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectory) {
     let mut fitted = false;
-    let result = union.readdir(fh, cookie, &mut |entry| {
+    let result = union.readdir(ino, cookie, &mut |entry| {
         let (kind, name) = (
             convert::file_type(entry.kind),
             OsStr::from_bytes(entry.name),
@@ -58,9 +58,9 @@ pub fn readdir(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDi
 }
 
 /// Answers with names and attributes.
-pub fn readdirplus(union: &Union, ino: Ino, fh: u64, cookie: u64, mut reply: ReplyDirectoryPlus) {
+pub fn readdirplus(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectoryPlus) {
     let mut fitted = false;
-    let result = union.readdirplus(fh, cookie, &mut |entry, attr| {
+    let result = union.readdirplus(ino, cookie, &mut |entry, attr| {
         let (name, attr) = (OsStr::from_bytes(entry.name), convert::file_attr(attr));
         let full = reply.add(
             INodeNo(entry.ino),

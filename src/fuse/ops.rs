@@ -442,45 +442,34 @@ impl Filesystem for UnionFs {
         self.inode_flags(ino.0, cmd, in_data, out_size, reply);
     }
 
-    fn opendir(&self, _: &Request, ino: Node, _: OpenFlags, reply: ReplyOpen) {
-        if !self.opens.dirs {
-            return reply.error(Errno::ENOSYS);
-        }
-        self.run("opendir", self.lane(ino.0), move |union| {
-            match union.opendir(ino.0) {
-                Ok(fh) => reply.opened(Fh(fh), DIR_FLAGS),
-                Err(e) => reply.error(convert::errno("opendir", ino.0, &e)),
-            }
+    /// Listings need no handle. A kernel that can do without asks once and never again, and takes
+    /// listings as kept and valid over opens.
+    fn opendir(&self, _: &Request, _: Node, _: OpenFlags, reply: ReplyOpen) {
+        self.here("opendir", || match self.opens.dirs {
+            true => reply.opened(Fh(0), DIR_FLAGS),
+            false => reply.error(Errno::ENOSYS),
         });
     }
 
-    fn readdir(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectory) {
+    fn readdir(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectory) {
         self.run("readdir", self.lane(ino.0), move |union| {
-            more::readdir(union, ino.0, handle(ino, fh), offset, reply);
+            more::readdir(union, ino.0, offset, reply);
         });
     }
 
-    fn readdirplus(&self, _: &Request, ino: Node, fh: Fh, offset: u64, reply: ReplyDirectoryPlus) {
+    fn readdirplus(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectoryPlus) {
         self.run("readdirplus", self.lane(ino.0), move |union| {
-            more::readdirplus(union, ino.0, handle(ino, fh), offset, reply);
+            more::readdirplus(union, ino.0, offset, reply);
         });
     }
 
-    fn releasedir(&self, _: &Request, ino: Node, fh: Fh, _: OpenFlags, reply: ReplyEmpty) {
-        self.run("releasedir", self.lane(ino.0), move |union| {
-            union.releasedir(fh.0);
-            reply.ok();
-        });
+    fn releasedir(&self, _: &Request, _: Node, _: Fh, _: OpenFlags, reply: ReplyEmpty) {
+        self.here("releasedir", || reply.ok());
     }
 
-    fn fsyncdir(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _: &Request, ino: Node, _: Fh, datasync: bool, reply: ReplyEmpty) {
         self.run("fsyncdir", self.slow_lane(ino.0), move |union| {
-            reply_empty(
-                "fsyncdir",
-                ino.0,
-                union.fsyncdir(handle(ino, fh), datasync),
-                reply,
-            );
+            reply_empty("fsyncdir", ino.0, union.fsyncdir(ino.0, datasync), reply);
         });
     }
 

@@ -13,7 +13,8 @@ use super::dialect::{self, WH_OPAQUE};
 use super::dir::LayerIndex;
 use super::{Ask, LowerDir, Lowers, quiet};
 use crate::error::{Error, Result};
-use crate::sys::{dirent, meta, xattr};
+use crate::sys::meta::{self, Stat};
+use crate::sys::{dirent, xattr};
 
 /// One name of the merged lower listing.
 #[derive(Clone, Copy, Debug)]
@@ -195,6 +196,48 @@ impl Listing {
     /// Whether the layers show nothing here; whiteouts do not count.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+/// What a layer that was asked for one name says, in a directory that no other layer has a part in.
+#[derive(Debug)]
+pub enum Probe {
+    /// It has no such name.
+    Absent,
+    /// The object.
+    There(Stat),
+    /// Only the listing tells.
+    Unclear,
+}
+
+impl Lowers {
+    /// Asks for one name.
+    pub fn probe(&self, dir: &LowerDir, name: &[u8]) -> Result<Probe> {
+        if dialect::hidden_in_lower(name) {
+            return Ok(Probe::Absent);
+        }
+        let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
+        self.with(dir, name, Ask::Stat, "stat lower", |fd| {
+            let stat = match meta::fstatat(fd, name) {
+                Ok(stat) => stat,
+                Err(e) => return unless_there(e),
+            };
+            Ok(match dtype_of(stat.st_mode) {
+                libc::DT_CHR if stat.st_rdev == 0 => Probe::Absent,
+                // It may be a whiteout by its attribute.
+                libc::DT_REG if stat.st_size == 0 && !cvmfs => Probe::Unclear,
+                _ => Probe::There(stat),
+            })
+        })
+    }
+}
+
+/// What the error of a probe means. A listing needs other rights, and knows no name too long.
+fn unless_there(e: io::Error) -> io::Result<Probe> {
+    match e.raw_os_error() {
+        Some(libc::ENOENT | libc::ENAMETOOLONG) => Ok(Probe::Absent),
+        Some(libc::EACCES) => Ok(Probe::Unclear),
+        _ => Err(e),
     }
 }
 

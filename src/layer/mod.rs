@@ -14,6 +14,6 @@ pub mod reopen;
 pub use asked::Ask;
 pub use attrs::Attrs;
 pub use dir::{Layer, LowerDir, Lowers};
-pub use listing::{Listed, Listing};
+pub use listing::{Listed, Listing, Probe};
 pub use name::Name;
 pub use reopen::LowerFile;

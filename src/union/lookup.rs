@@ -10,7 +10,7 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, LOWER_BIT, kind_of, number_of, shown, stat_merged};
+use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
@@ -18,7 +18,7 @@ use super::table::Used;
 use super::upper::{Stored, Upper};
 use crate::error::{Context, Error, Result};
 use crate::layer::listing::{dtype_of, is_xattr_whiteout};
-use crate::layer::{Listed, Listing, Lowers, dialect};
+use crate::layer::{Lowers, dialect};
 use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
 
@@ -109,11 +109,10 @@ impl Union {
     /// The node under a name, not counted.
     pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Used<'_>>> {
         check_name(name)?;
-        let listing = self.listing(parent)?;
         loop {
             let tree = self.read_tree();
             let held = self.held(&tree, parent, name)?;
-            if let Some(node) = self.standing(parent, name, held.as_ref(), &listing) {
+            if let Some(node) = self.standing(parent, name, held.as_ref()) {
                 return Ok(Some(self.table.used(node)));
             }
             let (watch, node) = match held {
@@ -131,16 +130,18 @@ impl Union {
                     }
                     let watch = self.table.watch(seen.ino);
                     drop(tree);
-                    let below = self.below_upper(&seen, parent, listing.get(name))?;
+                    let below = self.below_upper(&seen, parent, name)?;
                     (watch, self.upper_node(seen, name, below))
                 }
                 Some(_) => return Ok(None),
                 None => {
                     drop(tree);
-                    let Some(entry) = listing.get(name) else {
-                        return Ok(None);
+                    let Some(below) = self.below_in(parent, name)? else {
+                        if self.held(&self.read_tree(), parent, name)? == held {
+                            return Ok(None);
+                        }
+                        continue;
                     };
-                    let below = self.below(&entry)?;
                     // Before a look into the index of hard links.
                     let watch = self.table.watch(below.ino);
                     (watch, self.lower_node(below)?)
@@ -168,16 +169,10 @@ impl Union {
 
     /// The node that stands under a name, where memory alone tells: the number that goes with the name
     /// is known, and the node of that number says that it stands there.
-    fn standing(
-        &self,
-        parent: &Node,
-        name: &[u8],
-        held: Option<&Held>,
-        listing: &Listing,
-    ) -> Option<Arc<Node>> {
+    fn standing(&self, parent: &Node, name: &[u8], held: Option<&Held>) -> Option<Arc<Node>> {
         let ino = match held {
             Some(held) => held.object.map(|_| held.ino)?,
-            None => number_of(&listing.get(name)?)?,
+            None => self.number_below(parent, name)?,
         };
         let node = self.table.find(ino)?;
         node.is_at(parent, name, held.is_some()).then_some(node)
@@ -309,26 +304,21 @@ impl Union {
 
     /// The lower part of an upper object: what a directory merges with, where a metadata copy has
     /// its data.
-    fn below_upper(
-        &self,
-        seen: &Seen,
-        parent: &Node,
-        entry: Option<Listed<'_>>,
-    ) -> Result<Option<Below>> {
+    fn below_upper(&self, seen: &Seen, parent: &Node, name: &[u8]) -> Result<Option<Below>> {
         let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if seen.hides || !(is_dir || seen.marks.metacopy) {
             return Ok(None);
         }
         let below = match &seen.marks.redirect {
             Some(path) if path.starts_with(b"/") => self.below_path(path)?,
-            Some(name) => {
+            Some(other) => {
                 // A relative redirect, of kernel overlayfs: another name in the same directory.
                 match parent.as_dir()?.lowers.first() {
-                    Some(dir) => self.below_path(&[&dir.path(), &b"/"[..], name].concat())?,
+                    Some(dir) => self.below_path(&[&dir.path(), &b"/"[..], other].concat())?,
                     None => None,
                 }
             }
-            None => entry.map(|e| self.below(&e)).transpose()?,
+            None => self.below_in(parent, name)?,
         };
         let kind = if is_dir { Kind::Dir } else { Kind::File };
         let wanted = |b: &Below| kind_of(b.at.stat.st_mode) == kind;

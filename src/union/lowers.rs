@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Error, Result};
-use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers};
+use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers, Probe};
 use crate::sys::meta::Stat;
 use crate::sys::name;
 
@@ -65,6 +66,13 @@ impl Listings {
         self.kept.lock().listings.get(key).cloned()
     }
 
+    /// Reads a listing, and keeps it.
+    pub fn read(&self, lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Arc<Listing>> {
+        let listing = Arc::new(Listing::read(lowers, dirs)?);
+        self.put(key(dirs), listing.clone());
+        Ok(listing)
+    }
+
     fn put(&self, key: Key, listing: Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.names += listing.len();
@@ -93,13 +101,21 @@ pub struct Below {
     pub dirs: Vec<Arc<LowerDir>>,
 }
 
+/// How many absent names a directory is asked for before its listing is read: about as many as reading
+/// it takes requests, which are one to open it and one for each page, with another one for the end.
+fn most_misses(dir: &Node) -> u32 {
+    let size = dir.lower.as_ref().map_or(0, |lower| lower.stat().st_size);
+    let pages = u32::try_from(size / 4096).unwrap_or(0).clamp(1, 62);
+    2 + pages
+}
+
 /// The number that goes with a hash.
 fn lower_ino(hash: u64) -> u64 {
     (hash & (LOWER_BIT - 1)) | LOWER_BIT
 }
 
 /// The number of the object behind an entry, if it has one name only.
-pub fn number_of(entry: &Listed) -> Option<u64> {
+fn number_of(entry: &Listed) -> Option<u64> {
     let top = entry.owners.first()?;
     Some(lower_ino(top.hash_of(entry.name)))
 }
@@ -163,9 +179,7 @@ impl Union {
         if let Some(listing) = self.kept_listing(dirs) {
             return Ok(listing);
         }
-        let listing = Arc::new(Listing::read(&self.lowers, dirs)?);
-        self.listings.put(key(dirs), listing.clone());
-        Ok(listing)
+        self.listings.read(&self.lowers, dirs)
     }
 
     /// The listing, if no layer has to be asked for it.
@@ -186,6 +200,59 @@ impl Union {
         });
     }
 
+    /// The number of what the lowers hold under a name, if they hold it and it has one name only.
+    pub(super) fn number_below(&self, parent: &Node, name: &[u8]) -> Option<u64> {
+        let dirs = &parent.dir.as_ref()?.lowers;
+        match (self.kept_listing(dirs), dirs.as_slice()) {
+            (Some(listing), _) => number_of(&listing.get(name)?),
+            (None, [only]) => Some(lower_ino(only.hash_of(name))),
+            (None, _) => None,
+        }
+    }
+
+    /// What the lowers hold under a name of a directory.
+    ///
+    /// Where one layer alone holds the directory, it is asked for the name itself, until so many names
+    /// were not there that its listing would have cost no more. A huge directory is not read for one name.
+    pub(super) fn below_in(&self, parent: &Node, name: &[u8]) -> Result<Option<Below>> {
+        let dir = parent.as_dir()?;
+        if let ([only], None) = (dir.lowers.as_slice(), self.kept_listing(&dir.lowers))
+            && dir.misses.load(Ordering::Relaxed) < most_misses(parent)
+        {
+            match self.lowers.probe(only, name)? {
+                Probe::There(stat) => return Ok(Some(self.below_alone(only, name, stat))),
+                Probe::Absent => {
+                    dir.misses.fetch_add(1, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                Probe::Unclear => {}
+            }
+        }
+        let listing = self.listing_of(&dir.lowers)?;
+        let entry = listing.get(name);
+        entry.map(|entry| self.below(&entry)).transpose()
+    }
+
+    /// The object that one layer alone holds under a name.
+    fn below_alone(&self, top: &Arc<LowerDir>, name: &[u8], stat: Stat) -> Below {
+        let is_dir = kind_of(stat.st_mode) == Kind::Dir;
+        let hash = if !is_dir && stat.st_nlink > 1 {
+            top.hash_of_inode(&self.lowers, stat.st_ino)
+        } else {
+            top.hash_of(name)
+        };
+        let at = LowerAt {
+            dir: top.clone(),
+            name: name.into(),
+            stat: shown(stat, self.owner),
+        };
+        Below {
+            ino: lower_ino(hash),
+            at,
+            dirs: is_dir.then(|| top.child(name)).into_iter().collect(),
+        }
+    }
+
     /// The object behind an entry of a listing.
     pub(super) fn below(&self, entry: &Listed<'_>) -> Result<Below> {
         let Some(top) = entry.owners.first() else {
@@ -198,22 +265,8 @@ impl Union {
             let dirs = entry.owners.iter().map(|d| d.child(entry.name)).collect();
             return Ok(Below { ino, at, dirs });
         }
-        let stat = shown(self.lowers.stat(top, entry.name)?, self.owner);
-        let hash = if stat.st_nlink > 1 {
-            top.hash_of_inode(&self.lowers, stat.st_ino)
-        } else {
-            top.hash_of(entry.name)
-        };
-        let at = LowerAt {
-            dir: top.clone(),
-            name: entry.name.into(),
-            stat,
-        };
-        Ok(Below {
-            ino: lower_ino(hash),
-            at,
-            dirs: Vec::new(),
-        })
+        let stat = self.lowers.stat(top, entry.name)?;
+        Ok(self.below_alone(top, entry.name, stat))
     }
 
     /// What the merged lowers hold under an absolute path, as redirects name it.

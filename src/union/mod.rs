@@ -95,6 +95,9 @@ impl Union {
             .map(|l| Layer::open(&l.path, &l.identity))
             .collect::<Result<_>>()?;
         let lowers = Lowers::new(layers, config.limits.directories);
+        let listings = lowers::Listings::new(config.limits.listings);
+        // The first look at the root needs it, and a layer that fails does so before anything is changed.
+        listings.read(&lowers, &lowers.roots())?;
         let upper = config
             .upper
             .as_ref()
@@ -107,7 +110,7 @@ impl Union {
             owner: config.owner,
             tree: RwLock::new(()),
             table: Table::new(root),
-            listings: lowers::Listings::new(config.limits.listings),
+            listings,
             flights: copy_up::Flights::default(),
             copied: counts::Copied::default(),
             handles: open::Handles::default(),

@@ -103,6 +103,8 @@ pub struct Dir {
     pub lowers: Vec<Arc<LowerDir>>,
     /// The names in the upper; None until they are wanted.
     pub index: Mutex<Option<Index>>,
+    /// How many names its one layer was asked for in vain.
+    pub misses: AtomicU32,
     /// Everything in here was born in the upper, so nothing in here asks a lower.
     pub homegrown: AtomicBool,
 }

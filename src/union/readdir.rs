@@ -1,6 +1,6 @@
 //! Listings. A cookie belongs to a name, not to a moment: the position in the immutable lower listing,
 //! or for a name that only the upper holds its number in the directory's index. So names that come
-//! and go move no other.
+//! and go move no other, and no listing needs a handle: the kernel keeps the node while it is open.
 
 use std::sync::Arc;
 
@@ -21,26 +21,14 @@ const BATCH: usize = 64;
 type Each<'a> = &'a mut dyn FnMut(&Arc<Node>, &[u8], u64) -> Result<bool>;
 
 impl Union {
-    /// A handle for `readdir`, to be given back to `releasedir`. Asks no layer; ENOTDIR for a file.
-    pub fn opendir(&self, ino: Ino) -> Result<u64> {
-        let node = self.table.get(ino)?;
-        node.as_dir()?;
-        Ok(self.handles.add(node, 0, None))
-    }
-
-    /// Gives a handle back; one that is unknown is ignored.
-    pub fn releasedir(&self, fh: u64) {
-        self.release(fh);
-    }
-
-    /// Passes the names after a cookie to `each`, until it says false.
+    /// Passes the names after a cookie to `each`, until it says false. ENOTDIR for a file.
     pub fn readdir(
         &self,
-        fh: u64,
+        ino: Ino,
         cookie: u64,
         each: &mut dyn FnMut(&DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        self.list(fh, cookie, &mut |node, name, cookie| {
+        self.list(ino, cookie, &mut |node, name, cookie| {
             let kind = node.kind;
             Ok(each(&DirEntry {
                 ino: node.ino,
@@ -54,11 +42,11 @@ impl Union {
     /// Like `readdir`, with attributes. What `each` takes is counted as looked up, but for the dots.
     pub fn readdirplus(
         &self,
-        fh: u64,
+        ino: Ino,
         cookie: u64,
         each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
     ) -> Result<()> {
-        self.list(fh, cookie, &mut |node, name, cookie| {
+        self.list(ino, cookie, &mut |node, name, cookie| {
             let attr = self.attr(node)?;
             let entry = DirEntry {
                 ino: node.ino,
@@ -74,8 +62,9 @@ impl Union {
         })
     }
 
-    fn list(&self, fh: u64, mut cookie: u64, each: Each<'_>) -> Result<()> {
-        let node = self.handle(fh)?.node.clone();
+    fn list(&self, ino: Ino, mut cookie: u64, each: Each<'_>) -> Result<()> {
+        let node = self.table.get(ino)?;
+        node.as_dir()?;
         if node.state.read().removed {
             return Ok(());
         }
@@ -135,7 +124,9 @@ impl Union {
     }
 
     /// Brings the names of a directory to the disk.
-    pub fn fsyncdir(&self, fh: u64, datasync: bool) -> Result<()> {
-        self.sync_dir(&self.handle(fh)?.node, datasync)
+    pub fn fsyncdir(&self, ino: Ino, datasync: bool) -> Result<()> {
+        let node = self.table.get(ino)?;
+        node.as_dir()?;
+        self.sync_dir(&node, datasync)
     }
 }

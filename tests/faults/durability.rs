@@ -123,10 +123,8 @@ fn programs_sync_unless_volatile() {
             done
         };
         let dir = |m: &Merged| {
-            let fh = ok(m.union.opendir(m.walk("made")?))?;
-            let done = ok(m.union.fsyncdir(fh, false));
-            m.union.releasedir(fh);
-            done
+            let dir = m.walk("made")?;
+            ok(m.union.fsyncdir(dir, false))
         };
         let prepare = |m: &Merged| {
             m.mkdir("made", 0o755)?;

@@ -261,7 +261,7 @@ impl Calls<'_> {
             14 => self
                 .handles
                 .extend(union.open(&caller, ino, u.arbitrary()?).ok()),
-            15 => self.handles.extend(union.opendir(ino).ok()),
+            15 => drop(union.readdir(ino, number(u)?, &mut |_| true)),
             16 => {
                 let size = usize::from(u.arbitrary::<u16>()?);
                 let data = union.read(fh, number(u)?, size).unwrap_or_default();
@@ -283,7 +283,7 @@ impl Calls<'_> {
             21 => {
                 let mut left = u.arbitrary::<u8>()?;
                 let cookie = number(u)?;
-                drop(union.readdirplus(fh, cookie, &mut |_, attr| {
+                drop(union.readdirplus(ino, cookie, &mut |_, attr| {
                     convert::file_attr(attr);
                     left = left.saturating_sub(1);
                     left > 0
@@ -358,13 +358,11 @@ fn add(union: &Union, mut attr: Attr, path: Vec<u8>, found: &mut BTreeMap<Vec<u8
     let ino = attr.ino;
     if attr.kind == Kind::Dir {
         let mut names = Vec::new();
-        let fh = union.opendir(ino).unwrap();
-        let listed = union.readdir(fh, 0, &mut |e| {
+        let listed = union.readdir(ino, 0, &mut |e| {
             names.push(e.name.to_vec());
             true
         });
         listed.unwrap();
-        union.releasedir(fh);
         for name in names.iter().filter(|name| *name != b"." && *name != b"..") {
             let child = union.lookup(ino, OsStr::from_bytes(name)).unwrap();
             let child = child.unwrap_or_else(|| panic!("{name:?} is listed and not there"));

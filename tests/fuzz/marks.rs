@@ -145,13 +145,11 @@ fn walk(union: &Union, dir: Ino, seen: &mut usize, change: bool) {
         umask: 0,
     };
     let mut names = Vec::new();
-    let Ok(fh) = union.opendir(dir) else { return };
     // A broken mark ends the listing.
-    drop(union.readdir(fh, 0, &mut |e| {
+    drop(union.readdir(dir, 0, &mut |e| {
         names.push(e.name.to_vec());
         true
     }));
-    union.releasedir(fh);
     for (i, name) in names
         .iter()
         .filter(|n| *n != b"." && *n != b"..")

@@ -226,13 +226,11 @@ impl Fs for Merged {
 
     fn names(&self, path: &str) -> Res<Vec<String>> {
         let dir = self.walk(path)?;
-        let fh = ok(self.union.opendir(dir))?;
         let mut found = Vec::new();
-        let listed = ok(self.union.readdir(fh, 0, &mut |e| {
+        let listed = ok(self.union.readdir(dir, 0, &mut |e| {
             found.push((String::from_utf8(e.name.to_vec()).unwrap(), e.ino, e.kind));
             true
         }));
-        self.union.releasedir(fh);
         listed?;
         let mut names = Vec::new();
         for (name, ino, kind) in found.into_iter().skip(2) {

@@ -62,9 +62,7 @@ fn moved(m: &Merged, from: &str, to: &str, kind: RenameKind) -> Res<String> {
 /// What a listing shows of names that come and go meanwhile is not said.
 fn list(m: &Merged, path: &str) -> Res<String> {
     let dir = m.walk(path)?;
-    let fh = ok(m.union.opendir(dir))?;
-    let listed = ok(m.union.readdir(fh, 0, &mut |_| true));
-    m.union.releasedir(fh);
+    let listed = ok(m.union.readdir(dir, 0, &mut |_| true));
     said(listed)
 }
 

@@ -33,12 +33,11 @@ fn visit(merged: &Merged, path: &str, depth: usize) {
 /// The names, where numbers in a listing need not be those of a later lookup.
 fn names(merged: &Merged, path: &str) -> Vec<String> {
     let mut names = Vec::new();
-    let fh = merged.union.opendir(merged.walk(path).unwrap()).unwrap();
-    let listed = merged.union.readdir(fh, 0, &mut |e| {
+    let dir = merged.walk(path).unwrap();
+    let listed = merged.union.readdir(dir, 0, &mut |e| {
         names.push(String::from_utf8(e.name.to_vec()).unwrap());
         true
     });
-    merged.union.releasedir(fh);
     // What is broken may end the listing.
     drop(listed);
     names.retain(|name| name != "." && name != "..");

@@ -39,13 +39,11 @@ fn tree(stack: &Stack) {
 fn walk(merged: &Merged) -> Vec<u64> {
     let list = |ino: u64| {
         let mut found = Vec::new();
-        let fh = merged.union.opendir(ino).unwrap();
         let mut each = |entry: &cvmfs_union::union::api::DirEntry<'_>, _: &_| {
             found.extend((entry.cookie > 2).then_some(entry.ino));
             true
         };
-        merged.union.readdirplus(fh, 0, &mut each).unwrap();
-        merged.union.releasedir(fh);
+        merged.union.readdirplus(ino, 0, &mut each).unwrap();
         found
     };
     let dirs = list(ROOT);

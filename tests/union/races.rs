@@ -219,10 +219,7 @@ fn storms_leave_what_they_show() {
 }
 
 fn list(user: &Merged, path: &str) -> Res<()> {
-    let fh = ok(user.union.opendir(user.walk(path)?))?;
-    let listed = ok(user.union.readdir(fh, 0, &mut |_| true));
-    user.union.releasedir(fh);
-    listed
+    ok(user.union.readdir(user.walk(path)?, 0, &mut |_| true))
 }
 
 /// Each thread writes its own part of a file of a layer; all parts are there, and the attributes that
@@ -337,15 +334,12 @@ fn directories(user: &Merged) -> Vec<String> {
         at += 1;
         let mut below = Vec::new();
         let listed = user.walk(&dir).and_then(|ino| {
-            let fh = ok(user.union.opendir(ino))?;
-            let listed = ok(user.union.readdir(fh, 0, &mut |e| {
+            ok(user.union.readdir(ino, 0, &mut |e| {
                 if e.kind == Kind::Dir && e.name != b"." && e.name != b".." {
                     below.push(String::from_utf8(e.name.to_vec()).unwrap());
                 }
                 true
-            }));
-            user.union.releasedir(fh);
-            listed
+            }))
         });
         if expected(listed).is_some() && found.len() < 64 {
             found.extend(
@@ -386,11 +380,11 @@ fn listings_while_names_go_and_come() {
                 });
                 return;
             }
-            let fh = ok(user.union.opendir(user.walk("d").unwrap())).unwrap();
+            let dir = user.walk("d").unwrap();
             let (mut seen, mut cookie) = (Vec::new(), 0);
             loop {
                 let (mut last, mut room) = (None, 1 + random.below(9));
-                ok(user.union.readdir(fh, cookie, &mut |e| {
+                ok(user.union.readdir(dir, cookie, &mut |e| {
                     if room == 0 {
                         return false;
                     }
@@ -407,7 +401,6 @@ fn listings_while_names_go_and_come() {
                     None => break,
                 }
             }
-            user.union.releasedir(fh);
             assert_eq!(seen.len(), 60, "names that stay");
             assert_eq!(
                 seen.iter().collect::<BTreeSet<_>>().len(),

@@ -2,15 +2,15 @@
 
 use std::collections::HashSet;
 
-use cvmfs_union::union::api::{Kind, ROOT};
+use cvmfs_union::union::api::{Ino, Kind, ROOT};
 
 use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack};
 
 /// Up to `count` names after a cookie, and the last cookie.
-fn some(merged: &Merged, fh: u64, after: u64, count: usize) -> (Vec<String>, u64) {
+fn some(merged: &Merged, dir: Ino, after: u64, count: usize) -> (Vec<String>, u64) {
     let (mut names, mut last) = (Vec::new(), after);
-    let listed = merged.union.readdir(fh, after, &mut |entry| {
+    let listed = merged.union.readdir(dir, after, &mut |entry| {
         if names.len() == count {
             return false;
         }
@@ -22,8 +22,8 @@ fn some(merged: &Merged, fh: u64, after: u64, count: usize) -> (Vec<String>, u64
     (names, last)
 }
 
-fn opened(merged: &Merged, path: &str) -> u64 {
-    merged.union.opendir(merged.walk(path).unwrap()).unwrap()
+fn dir(merged: &Merged, path: &str) -> Ino {
+    merged.walk(path).unwrap()
 }
 
 /// Half of the names in the lowers, half in the upper, some hidden.
@@ -45,10 +45,10 @@ fn ten_thousand_names_each_once() {
     for whiteouts in DIALECTS {
         let stack = Stack::with(2, whiteouts);
         let merged = large(&stack, 10_000);
-        let fh = opened(&merged, "dir");
+        let dir = dir(&merged, "dir");
         let (mut all, mut cookie) = (Vec::new(), 0);
         loop {
-            let (names, last) = some(&merged, fh, cookie, 77);
+            let (names, last) = some(&merged, dir, cookie, 77);
             if names.is_empty() {
                 break;
             }
@@ -58,7 +58,6 @@ fn ten_thousand_names_each_once() {
         assert_eq!(all.len(), 10_002);
         assert_eq!(all[..2], [".", ".."]);
         assert_eq!(all.iter().collect::<HashSet<_>>().len(), all.len());
-        merged.union.releasedir(fh);
     }
 }
 
@@ -68,10 +67,10 @@ fn removing_while_listing_misses_none() {
         for step in [1, 7, 64, 65] {
             let stack = Stack::with(2, whiteouts);
             let merged = large(&stack, 300);
-            let fh = opened(&merged, "dir");
+            let dir = dir(&merged, "dir");
             let (mut removed, mut cookie) = (0, 2);
             loop {
-                let (names, last) = some(&merged, fh, cookie, step);
+                let (names, last) = some(&merged, dir, cookie, step);
                 if names.is_empty() {
                     break;
                 }
@@ -82,7 +81,6 @@ fn removing_while_listing_misses_none() {
                 cookie = last;
             }
             assert_eq!(removed, 300);
-            merged.union.releasedir(fh);
             merged.rmdir("dir").unwrap();
         }
     }
@@ -92,10 +90,10 @@ fn removing_while_listing_misses_none() {
 fn what_stays_is_listed_once_whatever_else_happens() {
     let stack = Stack::new(2);
     let merged = large(&stack, 200);
-    let fh = opened(&merged, "dir");
+    let dir = dir(&merged, "dir");
     let (mut seen, mut cookie) = (Vec::new(), 2);
     for round in 0.. {
-        let (names, last) = some(&merged, fh, cookie, 10);
+        let (names, last) = some(&merged, dir, cookie, 10);
         if names.is_empty() {
             break;
         }
@@ -130,11 +128,11 @@ fn what_stays_is_listed_once_whatever_else_happens() {
 fn a_cookie_can_be_used_again() {
     let stack = Stack::new(2);
     let merged = large(&stack, 100);
-    let fh = opened(&merged, "dir");
-    let (_, cookie) = some(&merged, fh, 0, 30);
-    let (rest, end) = some(&merged, fh, cookie, 1000);
-    assert_eq!(some(&merged, fh, cookie, 1000), (rest, end));
-    assert_eq!(some(&merged, fh, end, 1000).0, [""; 0]);
+    let dir = dir(&merged, "dir");
+    let (_, cookie) = some(&merged, dir, 0, 30);
+    let (rest, end) = some(&merged, dir, cookie, 1000);
+    assert_eq!(some(&merged, dir, cookie, 1000), (rest, end));
+    assert_eq!(some(&merged, dir, end, 1000).0, [""; 0]);
 }
 
 #[test]
@@ -143,9 +141,9 @@ fn the_dots_name_the_directory_and_its_parent() {
     sample(&stack);
     let merged = stack.mount();
     let dots = |path: &str| {
-        let fh = opened(&merged, path);
+        let dir = dir(&merged, path);
         let mut dots = Vec::new();
-        let listed = merged.union.readdir(fh, 0, &mut |e| {
+        let listed = merged.union.readdir(dir, 0, &mut |e| {
             dots.push((e.name.to_vec(), e.ino, e.kind));
             dots.len() < 2
         });
@@ -178,15 +176,14 @@ fn readdirplus_counts_what_it_passes() {
     sample(&stack);
     let merged = stack.mount();
     let before = merged.union.nodes();
-    let fh = opened(&merged, "");
+    let dir = dir(&merged, "");
     let mut seen = Vec::new();
-    let listed = merged.union.readdirplus(fh, 0, &mut |entry, attr| {
+    let listed = merged.union.readdirplus(dir, 0, &mut |entry, attr| {
         assert_eq!((entry.ino, entry.kind), (attr.ino, attr.kind));
         seen.push((entry.name.to_vec(), *attr));
         true
     });
     listed.unwrap();
-    merged.union.releasedir(fh);
     for (name, attr) in &seen[2..] {
         assert_eq!(merged.union.getattr(attr.ino, None).unwrap(), *attr);
         let name = String::from_utf8(name.clone()).unwrap();
@@ -203,9 +200,8 @@ fn readdir_counts_nothing() {
     let merged = large(&stack, 50);
     merged.forget();
     let before = merged.union.nodes();
-    let fh = opened(&merged, "dir");
-    assert_eq!(some(&merged, fh, 0, 1000).0.len(), 52);
-    merged.union.releasedir(fh);
+    let dir = dir(&merged, "dir");
+    assert_eq!(some(&merged, dir, 0, 1000).0.len(), 52);
     merged.forget();
     assert_eq!(merged.union.nodes(), before);
 }
@@ -215,9 +211,9 @@ fn a_removed_directory_lists_nothing() {
     let stack = Stack::new(2);
     sample(&stack);
     let merged = stack.mount();
-    let fh = opened(&merged, "empty");
+    let dir = dir(&merged, "empty");
     merged.rmdir("empty").unwrap();
     merged.mkdir("empty", 0o755).unwrap();
     merged.write("empty/new", b"").unwrap();
-    assert_eq!(some(&merged, fh, 0, 100).0, [""; 0]);
+    assert_eq!(some(&merged, dir, 0, 100).0, [""; 0]);
 }
