@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::lists::Lists;
-use crate::place::{Layers, Place};
+use crate::place::{How, Layers, Place};
 use crate::report::Figures;
 use crate::support::System;
 use crate::support::slow_fs::SlowFs;
@@ -95,7 +95,7 @@ pub fn measure(
         slow.faults.delay(latency);
         let mut before = slow.faults.tally();
         let mut total = slow.faults.requests();
-        let place = Place::mount(*system, &shown(layers, &slow), &[]);
+        let place = Place::mount(*system, &shown(layers, &slow), &How::default());
         for (step, figures) in &mut rows {
             let used = match &step.work {
                 None => work(&["stat", &lists.path("root")]).run(&place.root),
@@ -135,7 +135,7 @@ fn at_once(layers: &Layers, lists: &Lists, systems: &[System]) -> Figures {
     for system in systems {
         let slow = SlowFs::showing(layers.dir.parent().unwrap());
         slow.faults.delay(LATENCY);
-        let place = Place::mount(*system, &shown(layers, &slow), &[]);
+        let place = Place::mount(*system, &shown(layers, &slow), &How::default());
         let before = slow.faults.tally();
         work(&["read-by", &lists.path("one"), PROCESSES])
             .run(&place.root)

@@ -29,6 +29,15 @@ pub struct Layers {
     pub flat: PathBuf,
 }
 
+/// How it is mounted.
+#[derive(Clone, Default)]
+pub struct How {
+    /// More options for ours.
+    pub options: Vec<String>,
+    /// Without an upper.
+    pub read_only: bool,
+}
+
 /// A root to work in.
 pub struct Place {
     pub system: System,
@@ -40,9 +49,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Mounts; a daemon's own options come with it.
-    pub fn mount(system: System, layers: &Layers, options: &[String]) -> Place {
-        let (fixture, command) = prepare(system, layers, options);
+    /// Mounts, with a daemon in the foreground.
+    pub fn mount(system: System, layers: &Layers, how: &How) -> Place {
+        let (fixture, command) = prepare(system, layers, how);
         let Some(mut command) = command else {
             return Place {
                 system,
@@ -99,13 +108,14 @@ impl Drop for Place {
     }
 }
 
-fn prepare(system: System, layers: &Layers, options: &[String]) -> (Fixture, Option<Command>) {
+fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Command>) {
     let mut fixture = Fixture::on(system, "bench");
     fixture.trust_lowers();
     fixture.lowers = layers.names.iter().map(PathBuf::from).collect();
     if system == System::Ours {
-        fixture.options = options.to_vec();
+        fixture.options = how.options.clone();
     }
+    fixture.read_only = how.read_only;
     let mut command = system.mount_command(&fixture);
     if let Some(command) = &mut command {
         command.current_dir(&layers.dir);
@@ -115,7 +125,7 @@ fn prepare(system: System, layers: &Layers, options: &[String]) -> (Fixture, Opt
 
 /// Seconds from the start of the mount command until the root can be looked at.
 pub fn time_to_mount(system: System, layers: &Layers) -> Option<f64> {
-    let (fixture, command) = prepare(system, layers, &[]);
+    let (fixture, command) = prepare(system, layers, &How::default());
     let mut command = command?;
     command.stdin(Stdio::null()).stdout(Stdio::null());
     let start = Instant::now();

@@ -1,15 +1,14 @@
 //! The rows of the table of speed: what is done in which order, and the figures to reach.
 
 use crate::lists::Lists;
-use crate::place::Layers;
+use crate::place::{How, Layers};
 use crate::support::System;
 use crate::worker::{Work, work};
 
 /// Steps in one mount, with an upper of its own.
 pub struct Scenario {
     pub layers: Layers,
-    /// More options for our mount.
-    pub options: Vec<String>,
+    pub how: How,
     pub steps: Vec<Step>,
     /// Brings the plain directory back to what it was; a union loses its upper.
     pub undo: Vec<Work>,
@@ -38,7 +37,7 @@ impl Scenario {
     fn new(layers: &Layers) -> Scenario {
         Scenario {
             layers: layers.clone(),
-            options: Vec::new(),
+            how: How::default(),
             steps: Vec::new(),
             undo: Vec::new(),
             programs: false,
@@ -86,7 +85,12 @@ impl Scenario {
     }
 
     fn with(mut self, options: &[&str]) -> Scenario {
-        self.options = options.iter().map(ToString::to_string).collect();
+        self.how.options = options.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    fn read_only(mut self) -> Scenario {
+        self.how.read_only = true;
         self
     }
 
@@ -182,6 +186,14 @@ fn reading(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
                 3.0,
                 &["open", &list("files")],
             ),
+        Scenario::new(layers)
+            .first(&["open", &list("files")])
+            .row(
+                "open+close 10k files, again, no upper",
+                1.0,
+                &["open", &list("files")],
+            )
+            .read_only(),
         Scenario::new(layers)
             .first(&["read", &small])
             .row("read 10k small files, again", 3.0, &["read", &small])

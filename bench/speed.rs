@@ -74,7 +74,7 @@ fn run(scenario: &Scenario, system: System, mut step: impl FnMut(&Place, &Step))
     if scenario.cold {
         drop_names();
     }
-    let place = Place::mount(system, &scenario.layers, &scenario.options);
+    let place = Place::mount(system, &scenario.layers, &scenario.how);
     for each in &scenario.steps {
         step(&place, each);
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::lists::Lists;
-use crate::place::{Layers, Place, drop_names, time_to_mount};
+use crate::place::{How, Layers, Place, drop_names, time_to_mount};
 use crate::report::Figures;
 use crate::support::System;
 use crate::worker::work;
@@ -118,7 +118,7 @@ pub fn layers(
 
 fn fresh_paths(system: System, layers: &Layers, lists: &Lists) -> f64 {
     drop_names();
-    let place = Place::mount(system, layers, &[]);
+    let place = Place::mount(system, layers, &How::default());
     let before = place.daemon_cpu();
     let used = work(&["stat", &lists.path("stat-2k")])
         .run(&place.root)
@@ -135,7 +135,7 @@ pub fn memory(layers: &Layers, systems: &[System]) -> Vec<Figures> {
     let mut all = Figures::new(MEMORY, "all objects looked at", "bytes");
     let mut after = Figures::new(MEMORY, "after the kernel forgot them", "bytes");
     for system in systems {
-        let place = Place::mount(*system, layers, &[]);
+        let place = Place::mount(*system, layers, &How::default());
         let Some(start) = place.memory() else {
             continue;
         };

@@ -88,11 +88,11 @@ impl System {
             }
         };
         let lowers: Vec<_> = stack.lowers.iter().map(|l| l.to_str().unwrap()).collect();
-        let mut words = vec![
-            format!("lowerdir={}", lowers.join(":")),
-            format!("upperdir={}", stack.upper.display()),
-            format!("workdir={}", stack.work.display()),
-        ];
+        let mut words = vec![format!("lowerdir={}", lowers.join(":"))];
+        if !stack.read_only {
+            words.push(format!("upperdir={}", stack.upper.display()));
+            words.push(format!("workdir={}", stack.work.display()));
+        }
         let features: &[&str] = match self {
             // In a user namespace it has `user.` marks, and no other features with them.
             System::Overlayfs | System::OverlayfsDefault if !initial_root() => &["userxattr"],
