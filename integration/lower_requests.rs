@@ -114,8 +114,10 @@ impl Way {
     }
 }
 
+type Step = (&'static str, fn(&Path));
+
 /// What a program does, in its order.
-const WORK: [(&str, fn(&Path)); 7] = [
+const WORK: [Step; 7] = [
     ("mount and stat", |root| {
         sys::stat(root).unwrap();
     }),
