@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::support::process::{Ended, answer, in_a_process, input, message};
 use crate::support::{Compare, Fixture, System, Tree, isolated, now, require_all};
 
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_secs(240);
 
 /// A user namespace with a mount namespace, where one is root of nothing else.
 const ROOTLESS: &[&str] = &["unshare", "-Urm"];

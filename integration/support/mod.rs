@@ -32,6 +32,9 @@ pub use tree::{Compare, Node, Tree};
 
 pub use self::systems::{System, fuse_overlayfs};
 
+/// How long another test may hold a mount namespace.
+const NAMESPACES: Duration = Duration::from_secs(150);
+
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
 
@@ -251,9 +254,21 @@ impl Fixture {
         let Some(mut command) = self.system.mount_command(self) else {
             return run(&mut Command::new("true"));
         };
-        let output = run(&mut command);
+        let mut output = run(&mut command);
+        let begun = Instant::now();
+        while self.is_held(&output) && begun.elapsed() < NAMESPACES {
+            std::thread::sleep(Duration::from_millis(100));
+            output = run(&mut command);
+        }
         self.mounted |= output.status.success();
         output
+    }
+
+    /// Whether the kernel's overlayfs cannot have the upper since the last mount of it goes on: a mount
+    /// namespace that another test made meanwhile has a copy of it.
+    fn is_held(&self, output: &Output) -> bool {
+        let is_overlayfs = matches!(self.system, System::Overlayfs | System::OverlayfsDefault);
+        is_overlayfs && !output.status.success() && text(&output.stderr).contains("busy")
     }
 
     /// Mounts with a daemon in the foreground, whose log goes to a file.
