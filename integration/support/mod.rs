@@ -32,6 +32,14 @@ pub use tree::{Compare, Node, Tree};
 
 pub use self::systems::{System, fuse_overlayfs};
 
+/// Whether some process sees a mount there, though it may be gone here.
+fn is_mounted_elsewhere(mnt: &Path) -> bool {
+    let at = format!(" {} ", mnt.display());
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut tables = processes.filter_map(|p| fs::read_to_string(p.path().join("mountinfo")).ok());
+    tables.any(|table| table.contains(&at))
+}
+
 /// How long another test may hold a mount namespace.
 const NAMESPACES: Duration = Duration::from_secs(150);
 
@@ -238,8 +246,16 @@ impl Fixture {
         self.mnt.join(relative)
     }
 
+    /// What was mounted there last may go on in a namespace that another test made meanwhile, since that
+    /// copies all mounts; then the upper is in use until it ends.
     pub fn mount(&mut self) {
-        let output = self.try_mount();
+        let mut output = self.try_mount();
+        let begun = Instant::now();
+        while !output.status.success() && is_mounted_elsewhere(&self.mnt) {
+            assert!(begun.elapsed() < NAMESPACES, "a namespace stays");
+            std::thread::sleep(Duration::from_millis(100));
+            output = self.try_mount();
+        }
         let (out, err) = (text(&output.stdout), text(&output.stderr));
         assert!(
             output.status.success(),
@@ -254,21 +270,9 @@ impl Fixture {
         let Some(mut command) = self.system.mount_command(self) else {
             return run(&mut Command::new("true"));
         };
-        let mut output = run(&mut command);
-        let begun = Instant::now();
-        while self.is_held(&output) && begun.elapsed() < NAMESPACES {
-            std::thread::sleep(Duration::from_millis(100));
-            output = run(&mut command);
-        }
+        let output = run(&mut command);
         self.mounted |= output.status.success();
         output
-    }
-
-    /// Whether the kernel's overlayfs cannot have the upper since the last mount of it goes on: a mount
-    /// namespace that another test made meanwhile has a copy of it.
-    fn is_held(&self, output: &Output) -> bool {
-        let is_overlayfs = matches!(self.system, System::Overlayfs | System::OverlayfsDefault);
-        is_overlayfs && !output.status.success() && text(&output.stderr).contains("busy")
     }
 
     /// Mounts with a daemon in the foreground, whose log goes to a file.
