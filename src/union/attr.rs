@@ -253,3 +253,18 @@ pub fn timespec(time: Option<SetTime>) -> libc::timespec {
     };
     libc::timespec { tv_sec, tv_nsec }
 }
+
+impl Kind {
+    /// The `d_type` of this kind.
+    pub(super) fn dtype(self) -> u8 {
+        match self {
+            Kind::File => libc::DT_REG,
+            Kind::Dir => libc::DT_DIR,
+            Kind::Symlink => libc::DT_LNK,
+            Kind::Fifo => libc::DT_FIFO,
+            Kind::Socket => libc::DT_SOCK,
+            Kind::Char => libc::DT_CHR,
+            Kind::Block => libc::DT_BLK,
+        }
+    }
+}

@@ -5,27 +5,22 @@
 //! takes its place by one rename.
 
 use std::collections::HashSet;
-use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::{Condvar, Mutex};
 
 use super::Union;
-use super::api::{Durability, Ino, Kind, ROOT, SetAttr};
-use super::attr::timespec;
+use super::api::{Durability, Ino, Kind, SetAttr};
 use super::copy_data::punch;
-use super::marks::{self, Mark, Space};
-use super::node::{LowerAt, Mtime, Node};
+use super::copy_meta::{capability, restore_mtime, restore_privileges, restore_times};
+use super::marks::Mark;
+use super::node::{LowerAt, Node};
 use super::place::{At, Tree};
-use super::upper::Upper;
-use super::work::{Made, Temp};
+use super::work::Temp;
 use crate::error::{Context, Error, Result, best_effort};
-use crate::sys::meta::{self, Stat};
-use crate::sys::{file, name, xattr};
-
-const CAPABILITY: &CStr = c"security.capability";
+use crate::sys::meta;
+use crate::sys::{file, name};
 
 /// The longest path that a redirect may hold, in bytes: more may not fit beside other attributes.
 pub const MAX_REDIRECT: usize = 2048;
@@ -252,86 +247,6 @@ impl Union {
         Ok((temp, opened))
     }
 
-    /// Owner, mode, attributes, number and times of a lower object onto its copy. `made`: the owner and
-    /// the mode that the copy has, if they are known; `change`: what it is to have instead of the lower's.
-    pub(super) fn copy_metadata(
-        &self,
-        lower: &LowerAt,
-        node: &Node,
-        to: &At,
-        made: Option<(Made, u32)>,
-        change: Option<&SetAttr>,
-    ) -> Result<()> {
-        let upper = self.upper()?;
-        let stat = &lower.stat;
-        let mut mode = stat.st_mode & 0o7777;
-        let owner = (stat.st_uid, stat.st_gid);
-        if made.is_none_or(|(made, _)| (made.uid, made.gid) != owner) {
-            match meta::fchownat(to.fd(), &to.name, Some(owner.0), Some(owner.1)) {
-                Err(e) if may_not_chown(&e) => {
-                    // What belongs to somebody else now must not lend that somebody's rights.
-                    if !node.is_dir() {
-                        mode &= !(libc::S_ISUID | libc::S_ISGID);
-                    }
-                }
-                other => other.op("copy up owner")?,
-            }
-        }
-        // What is known of the root's is about the upper.
-        let bare = node.ino != ROOT && node.bare.load(Ordering::Acquire);
-        let has_xattrs = !bare && self.copy_xattrs(lower, node, to)?;
-        if node.ino != ROOT {
-            match upper.space {
-                Space::None => upper.remember(to.stat()?.st_ino, node.ino),
-                _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
-                    // `user.` attributes exist on files and directories only.
-                    Err(e)
-                        if e.errno() == libc::EPERM
-                            && !matches!(node.kind, Kind::File | Kind::Dir) =>
-                    {
-                        upper.remember(to.stat()?.st_ino, node.ino);
-                    }
-                    other => other?,
-                },
-            }
-        }
-        // Late, as a mode may keep its owner from setting marks. An ACL that was copied agrees with it.
-        mode = change.and_then(|set| set.mode).unwrap_or(mode);
-        let has = made.map(|(made, mode)| mode & !made.masked);
-        if node.kind != Kind::Symlink && (has_xattrs || has != Some(mode)) {
-            meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
-        }
-        let mut times = times_of(stat);
-        if let Some(set) = change {
-            let [atime, mtime] = &mut times;
-            set.atime.inspect(|t| *atime = timespec(Some(*t)));
-            set.mtime.inspect(|t| *mtime = timespec(Some(*t)));
-        }
-        meta::utimensat(to.fd(), &to.name, &times).op("copy up times")
-    }
-
-    /// Whether there are any.
-    fn copy_xattrs(&self, lower: &LowerAt, node: &Node, to: &At) -> Result<bool> {
-        let mut keys = self.lowers.list_xattrs(&lower.dir, &lower.name)?;
-        keys.retain(|k| marks::unescape(k).is_some());
-        let known = node.ino != ROOT || node.bare.load(Ordering::Acquire);
-        node.bare.store(known && keys.is_empty(), Ordering::Release);
-        for key in &keys {
-            let key = CString::new(key.as_slice())
-                .map_err(|_| Error::new(libc::EIO, "attribute name"))?;
-            let value = match self.lowers.get_xattr(&lower.dir, &lower.name, &key) {
-                Err(e) if e.errno() == libc::ENODATA => continue,
-                other => other?,
-            };
-            match xattr::set(to.fd(), &to.name, &key, &value, 0) {
-                // What this file system or this user cannot store stays behind.
-                Err(e) if marks::unsupported(&e) || may_not_chown(&e) => {}
-                other => other.op("copy up xattr")?,
-            }
-        }
-        Ok(!keys.is_empty())
-    }
-
     /// Moves the copy to its place, under the tree lock. Returns the generation of what is there now;
     /// None: there is no parent to put it in.
     fn publish_copy(
@@ -375,12 +290,11 @@ impl Union {
             delta = i64::try_from(lower.stat().st_nlink)
                 .unwrap_or(i64::MAX)
                 .saturating_sub(2);
-            self.index_copy(upper, node.ino, &temp, delta)?;
+            upper.index_copy(node.ino, &temp, delta)?;
         }
         if let Err(e) = self.commit_copy(&tree, &parent, &name, temp, node) {
             if shared.is_some() {
-                let entry = upper.index_place(node.ino)?;
-                best_effort("clean index", name::unlinkat(entry.fd(), &entry.name));
+                upper.unindex(node.ino);
             }
             return Err(e);
         }
@@ -396,7 +310,7 @@ impl Union {
     }
 
     /// The rename, with the parent's times kept: nothing changed as users see it.
-    fn commit_copy(
+    pub(super) fn commit_copy(
         &self,
         tree: &Tree<'_>,
         parent: &Arc<Node>,
@@ -426,57 +340,6 @@ impl Union {
         Ok(())
     }
 
-    /// Gives the copy of a file with several names its entry in the index.
-    fn index_copy(&self, upper: &Upper, ino: Ino, temp: &Temp<'_>, delta: i64) -> Result<()> {
-        let entry = upper.index_place(ino)?;
-        if upper.space != Space::None {
-            let value = marks::nlink_value(delta, &temp.name);
-            upper.set_mark(&temp.place(), Mark::Nlink, &value)?;
-        }
-        match name::unlinkat(entry.fd(), &entry.name) {
-            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => return Err(e).op("clean index"),
-            _ => {}
-        }
-        name::linkat(temp.fd(), &temp.name, entry.fd(), &entry.name).op("link into index")
-    }
-
-    /// Gives a name that only a lower holds to the copied-up object it belongs to.
-    pub(super) fn link_alias(
-        &self,
-        node: &Arc<Node>,
-        parent: &Arc<Node>,
-        name: &[u8],
-    ) -> Result<()> {
-        self.copy_up(node, Want::Meta)?;
-        self.copy_up(parent, Want::Meta)?;
-        let upper = self.upper()?;
-        let tree = self.write_tree();
-        let alone = {
-            let state = node.state.read();
-            node.links(&state)
-                .any(|l| l.is(parent, name) && !l.in_upper)
-        };
-        if !alone {
-            return Ok(());
-        }
-        let temp = Temp::new(upper);
-        let from = self.place(&tree, node)?;
-        name::linkat(from.fd(), &from.name, temp.fd(), &temp.name).op("link alias")?;
-        let delta = node.state.read().nlink_delta() - 1;
-        let note = |value: &[u8]| match upper.space {
-            Space::None => Ok(()),
-            _ => upper.set_mark(&from, Mark::Nlink, value),
-        };
-        note(&marks::nlink_value(delta, &temp.name))?;
-        if let Err(e) = self.commit_copy(&tree, parent, name, temp, node) {
-            best_effort("undo", note((delta + 1).to_string().as_bytes()));
-            return Err(e);
-        }
-        node.add_link(parent, name, true);
-        node.state.write().set_nlink_delta(delta);
-        Ok(())
-    }
-
     /// Brings the data of a metadata copy to where its metadata are.
     fn fill(&self, node: &Arc<Node>, want: Want) -> Result<()> {
         let upper = self.upper()?;
@@ -487,10 +350,7 @@ impl Union {
         };
         let fd = at.dir.clone();
         let before = at.stat()?;
-        let capability = match xattr::get(at.fd(), b"", CAPABILITY) {
-            Err(e) if absent(&e) => None,
-            other => Some(other.op("read capabilities")?),
-        };
+        let capability = capability(&at)?;
         match (node.lower_at(), want) {
             (Some(lower), Want::Data) => {
                 // A truncation that a crash cut off may have made it shorter.
@@ -522,21 +382,6 @@ impl Union {
     }
 }
 
-impl Kind {
-    /// The `d_type` of this kind.
-    pub(super) fn dtype(self) -> u8 {
-        match self {
-            Kind::File => libc::DT_REG,
-            Kind::Dir => libc::DT_DIR,
-            Kind::Symlink => libc::DT_LNK,
-            Kind::Fifo => libc::DT_FIFO,
-            Kind::Socket => libc::DT_SOCK,
-            Kind::Char => libc::DT_CHR,
-            Kind::Block => libc::DT_BLK,
-        }
-    }
-}
-
 fn missing_parent(node: &Arc<Node>) -> Option<Arc<Node>> {
     let state = node.state.read();
     if state.upper || state.removed {
@@ -545,57 +390,4 @@ fn missing_parent(node: &Arc<Node>) -> Option<Arc<Node>> {
     let parent = state.parent().cloned()?;
     let missing = !parent.state.read().upper;
     missing.then_some(parent)
-}
-
-/// The error of a daemon that may not do what only root may, or whose user namespace lacks an id.
-fn may_not_chown(e: &std::io::Error) -> bool {
-    match e.raw_os_error() {
-        Some(libc::EPERM) => true,
-        Some(libc::EINVAL) => !crate::sys::process::is_initial_root(),
-        _ => false,
-    }
-}
-
-/// Sets the times back to what they were.
-pub fn restore_times(at: &At, stat: &Stat) -> Result<()> {
-    meta::utimensat(at.fd(), &at.name, &times_of(stat)).op("copy up times")
-}
-
-/// Sets the time of modification back to what it was.
-fn restore_mtime(at: &At, (tv_sec, tv_nsec): Mtime) -> Result<()> {
-    let omit = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: libc::UTIME_OMIT,
-    };
-    let times = [omit, libc::timespec { tv_sec, tv_nsec }];
-    meta::utimensat(at.fd(), &at.name, &times).op("copy up times")
-}
-
-fn times_of(stat: &Stat) -> [libc::timespec; 2] {
-    [
-        libc::timespec {
-            tv_sec: stat.st_atime,
-            tv_nsec: stat.st_atime_nsec,
-        },
-        libc::timespec {
-            tv_sec: stat.st_mtime,
-            tv_nsec: stat.st_mtime_nsec,
-        },
-    ]
-}
-
-/// Gives an open file the mode and the capabilities back that it had before it was written.
-fn restore_privileges(at: &At, before: &Stat, capability: Option<&[u8]>) -> Result<()> {
-    if at.stat()?.st_mode != before.st_mode {
-        meta::fchmodat(at.fd(), b"", before.st_mode & 0o7777).op("copy up mode")?;
-    }
-    match capability {
-        Some(value) => xattr::set(at.fd(), b"", CAPABILITY, value, 0).op("copy up capabilities"),
-        None => Ok(()),
-    }
-}
-
-/// The error of an object without the attribute, or of a file system without any.
-fn absent(e: &std::io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP))
 }

@@ -351,7 +351,7 @@ impl Union {
         if let (Some(upper), true, false) =
             (&self.upper, below.at.stat.st_nlink > 1, kind == Kind::Dir)
         {
-            let at = upper.index_place(below.ino)?;
+            let at = upper.index_place(below.ino);
             if let Some(stat) = at.stat_if_there()? {
                 let seen = Seen {
                     ino: below.ino,

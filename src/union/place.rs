@@ -100,7 +100,7 @@ impl Union {
                 });
             }
             if state.indexed {
-                return upper.index_place(node.ino);
+                return Ok(upper.index_place(node.ino));
             }
             let link = node.links(&state).find(|l| l.in_upper);
             if let (None, Some(fd)) = (link, state.spare()) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::Union;
 use super::api::Ino;
 use super::copy_up::Want;
-use super::node::{Index, Link, Lower, Node};
+use super::node::{Index, Link, Node};
 use super::place::{At, Tree};
 use super::table::Used;
 use super::upper::Style;
@@ -82,26 +82,6 @@ impl Union {
     pub(super) fn existing(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Used<'_>> {
         let node = self.resolve(parent, name)?;
         node.ok_or_else(|| Error::new(libc::ENOENT, "find"))
-    }
-
-    /// A name of a file with several, that only a lower holds, comes to the upper, so that the count
-    /// of the others stays right.
-    pub(super) fn settle_alias(
-        &self,
-        node: &Arc<Node>,
-        parent: &Arc<Node>,
-        name: &[u8],
-    ) -> Result<()> {
-        let only_below = {
-            let state = node.state.read();
-            node.links(&state)
-                .any(|l| l.is(parent, name) && !l.in_upper)
-                && (state.upper || node.lower.as_ref().is_some_and(Lower::is_shared))
-        };
-        if only_below && !node.is_dir() {
-            self.link_alias(node, parent, name)?;
-        }
-        Ok(())
     }
 
     /// Whether the node still stands there: Some of whether in the upper.
@@ -201,8 +181,7 @@ impl Union {
         }
         if indexed {
             // The name has gone: an entry that stays behind must not fail that.
-            let entry = upper.index_place(node.ino)?;
-            best_effort("clean index", name::unlinkat(entry.fd(), &entry.name));
+            upper.unindex(node.ino);
         }
         Ok(())
     }

@@ -8,7 +8,8 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Ino, Kind, RenameKind};
-use super::copy_up::{MAX_REDIRECT, Want, restore_times};
+use super::copy_meta::restore_times;
+use super::copy_up::{MAX_REDIRECT, Want};
 use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::{At, Tree};

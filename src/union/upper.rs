@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
 use super::barrier::Barrier;
 use super::copy_data::Ways;
-use super::marks::{Mark, Marks, Space};
+use super::marks::{Mark, Space};
 use super::node::Node;
 use super::place::At;
 use super::work::{self, Made, Probe};
@@ -47,7 +47,7 @@ pub struct Upper {
     /// Where temporaries are made.
     pub work: Arc<OwnedFd>,
     /// One more name for each copied-up file with several names, by the number of its node.
-    index: Arc<OwnedFd>,
+    pub index: Arc<OwnedFd>,
     base: OwnedFd,
     pub style: Style,
     /// `.wh.` names are marks, so the users' are escaped.
@@ -264,27 +264,6 @@ impl Upper {
         self.work.as_fd()
     }
 
-    /// The index entry of a file that had several names in its lower.
-    pub fn index_place(&self, ino: Ino) -> Result<At> {
-        Ok(At {
-            dir: self.index.clone(),
-            name: format!("{ino:016x}").into_bytes(),
-        })
-    }
-
-    /// Whether the index knows this object as the copy of the file that its marks name.
-    pub fn indexes(&self, marks: &Marks, stat: &meta::Stat) -> Result<bool> {
-        let Some(ino) = marks.ino else {
-            return Ok(false);
-        };
-        let entry = self.index_place(ino)?;
-        match meta::fstatat(entry.fd(), &entry.name) {
-            Ok(found) => Ok((found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino)),
-            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-            Err(e) => Err(e).op("look into the index"),
-        }
-    }
-
     /// How many directories are kept open.
     pub fn kept(&self) -> usize {
         self.kept.lock().len()
@@ -311,34 +290,6 @@ impl Upper {
     /// Keeps the number of an object in memory, where attributes cannot.
     pub fn remember(&self, upper_ino: u64, ino: Ino) {
         self.remembered.lock().insert(upper_ino, ino);
-    }
-
-    /// The names in the index are numbers: where no attribute keeps them, they are learned there.
-    fn remember_index(&self) -> Result<()> {
-        let mut found = Vec::new();
-        dirent::read_dir(self.index.as_fd(), |name, _, upper_ino| {
-            let ino = std::str::from_utf8(name)
-                .ok()
-                .and_then(|n| u64::from_str_radix(n, 16).ok());
-            found.extend(ino.map(|ino| (upper_ino, ino)));
-        })
-        .op("read index")?;
-        self.remembered.lock().extend(found);
-        Ok(())
-    }
-
-    /// Removes what a crash has left in the index after the last name of a file had gone.
-    fn sweep_index(&self) -> Result<()> {
-        for name in work::names(self.index.as_fd())? {
-            let at = At {
-                dir: self.index.clone(),
-                name,
-            };
-            if at.stat()?.st_nlink == 1 && self.marks(&at)?.nlink.is_some_and(|n| n < 0) {
-                best_effort("sweep index", name::unlinkat(at.fd(), &at.name));
-            }
-        }
-        Ok(())
     }
 
     /// Lets go of the number, as the inode is about to be free again.

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use super::api::Kind;
-use super::copy_up::restore_times;
+use super::copy_meta::restore_times;
 use super::marks::{self, Mark, Marks, Space};
 use super::place::At;
 use super::upper::{Style, Upper};
