@@ -38,7 +38,7 @@ pub struct Counts {
     pub copied_bytes: u64,
     /// Nodes in memory.
     pub nodes: usize,
-    /// Open files and directories.
+    /// Open files.
     pub handles: usize,
     /// Merged listings in memory.
     pub listings: usize,

@@ -126,12 +126,7 @@ impl Union {
                 Arc::new(self.upper()?.open_at(&at, libc::O_RDONLY)?)
             }
         };
-        if datasync {
-            file::fdatasync(fd.as_fd())
-        } else {
-            file::fsync(fd.as_fd())
-        }
-        .op("sync")
+        sync(fd.as_fd(), datasync)
     }
 
     /// Brings the names of a directory to the disk.
@@ -144,12 +139,7 @@ impl Union {
             self.place(&tree, node)?
                 .open(libc::O_RDONLY | libc::O_DIRECTORY)?
         };
-        if datasync {
-            file::fdatasync(fd.as_fd())
-        } else {
-            file::fsync(fd.as_fd())
-        }
-        .op("sync")
+        sync(fd.as_fd(), datasync)
     }
 
     /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
@@ -204,6 +194,16 @@ impl Union {
         };
         file::set_flags(fd.as_fd(), flags).op("set flags")
     }
+}
+
+/// Brings a file to the disk; with `datasync` only what is needed to read it again.
+fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
+    if datasync {
+        file::fdatasync(fd)
+    } else {
+        file::fsync(fd)
+    }
+    .op("sync")
 }
 
 /// Up to `size` bytes; fewer only at the end of the file, as that is what the kernel takes it for.

@@ -1,4 +1,4 @@
-//! Open files and directories: the handles, and which descriptor each reads and writes.
+//! Open files: the handles, and which descriptor each reads and writes.
 
 use std::collections::HashMap;
 use std::io;
@@ -56,7 +56,7 @@ impl AsFd for Backing {
     }
 }
 
-/// An open file or directory.
+/// An open file.
 #[derive(Debug)]
 pub struct Handle {
     pub node: Arc<Node>,
@@ -77,7 +77,7 @@ impl Drop for Handle {
     }
 }
 
-/// The open files and directories, by the number that the kernel was given.
+/// The open files, by the number that the kernel was given.
 #[derive(Debug, Default)]
 pub struct Handles {
     shards: [Mutex<HashMap<u64, Arc<Handle>>>; 8],
@@ -157,7 +157,7 @@ impl Union {
         Ok(self.handles.add(node, flags & !libc::O_TRUNC, data))
     }
 
-    /// The open file or directory.
+    /// The open file.
     pub(super) fn handle(&self, fh: u64) -> Result<Arc<Handle>> {
         if fh & UNOPENED == 0 {
             return self.handles.get(fh);
