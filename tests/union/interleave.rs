@@ -24,7 +24,7 @@ use crate::support::random::Random;
 use crate::support::{Fs, Merged, Stack, Tree, ok};
 
 /// More calls than any operation makes.
-const MANY: u32 = 500;
+pub const MANY: u32 = 500;
 /// So many failures are shown.
 const ENOUGH: usize = 10;
 

@@ -24,7 +24,7 @@ fn refusals() {
 }
 
 /// Three names of one lower file, in two directories.
-fn three_names(whiteouts: Whiteouts) -> Stack {
+pub fn three_names(whiteouts: Whiteouts) -> Stack {
     let stack = Stack::with(2, whiteouts);
     stack
         .lower(1)
@@ -37,7 +37,7 @@ fn three_names(whiteouts: Whiteouts) -> Stack {
 
 /// The names are one object, that has so many names.
 #[track_caller]
-fn one_file(merged: &Merged, names: &[&str], data: &[u8]) {
+pub fn one_file(merged: &Merged, names: &[&str], data: &[u8]) {
     let first = merged.stat(names[0]).unwrap();
     assert_eq!(first.nlink as usize, names.len(), "names of {}", names[0]);
     for name in names {

@@ -1,5 +1,6 @@
 //! The union on plain directories: one file for each family of operations.
 
+mod aliases;
 mod attr;
 mod calls;
 mod copy_up;
