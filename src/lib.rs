@@ -19,6 +19,7 @@ pub mod error;
 pub mod fuse;
 pub mod layer;
 pub mod meter;
+mod sync;
 pub mod sys;
 pub mod union;
 

@@ -6,13 +6,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::api::{Ino, Kind, ROOT};
 use crate::error::{Error, Result};
 use crate::layer::{Attrs, LowerDir, Name};
+use crate::sync::{AtomicU32, RwLock};
 use crate::sys::meta::Stat;
 
 /// An object of a lower: where it stands, and what it is.

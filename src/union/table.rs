@@ -8,17 +8,23 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use parking_lot::Mutex;
+use std::sync::atomic::Ordering;
 
 use super::api::{Ino, ROOT};
 use super::node::Node;
 use crate::error::{Error, Result};
+use crate::sync::{AtomicBool, Mutex};
+
+#[cfg(all(test, feature = "shuttle"))]
+mod model;
 
 const SHARDS: u64 = 16;
 /// So many calls of `forget` go by until a shard is swept for nodes that were in use when forgotten.
-const SWEEP: u32 = 8192;
+const SWEEP: u32 = if cfg!(all(test, feature = "shuttle")) {
+    2
+} else {
+    8192
+};
 
 /// A shard with room for so many nodes is not worth making smaller.
 const SMALL: usize = 128;

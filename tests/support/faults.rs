@@ -332,20 +332,17 @@ pub fn spread<T: Sync>(jobs: &[T], name: impl Fn(&T) -> String + Sync, work: imp
     let next = std::sync::atomic::AtomicUsize::new(0);
     let failed = std::sync::Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while let Some(job) =
-                    jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
-                {
-                    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(job)));
-                    if done.is_err() {
-                        failed.lock().unwrap().push(name(job));
-                    }
+    super::at_once((0..threads).map(|_| {
+        || {
+            while let Some(job) = jobs.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+            {
+                let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(job)));
+                if done.is_err() {
+                    failed.lock().unwrap().push(name(job));
                 }
-            });
+            }
         }
-    });
+    }));
     let failed = failed.into_inner().unwrap();
     assert!(failed.is_empty(), "{} failed: {failed:#?}", failed.len());
 }

@@ -4,7 +4,7 @@ use cvmfs_union::union::api::{Attr, Kind, RenameKind, SetAttr};
 
 use super::sample;
 use crate::support::fs::Res;
-use crate::support::{Fs, Merged, Stack, assert_same, is_root};
+use crate::support::{Fs, Merged, Stack, assert_same, at_once, is_root};
 
 fn write(merged: &Merged, path: &str, offset: u64, data: &[u8]) -> Res<()> {
     let fh = merged.open(path, libc::O_WRONLY)?;
@@ -182,16 +182,14 @@ fn many_writers_copy_up_once() {
         merged.caller,
         &*merged.union,
     );
-    std::thread::scope(|scope| {
-        for i in 0..8u8 {
-            scope.spawn(move || {
-                let fh = union.open(&caller, ino, libc::O_WRONLY).unwrap();
-                let done = union.write(fh, u64::from(i), &[b'0' + i], false);
-                union.release(fh);
-                done.unwrap()
-            });
+    at_once((0..8u8).map(|i| {
+        move || {
+            let fh = union.open(&caller, ino, libc::O_WRONLY).unwrap();
+            let done = union.write(fh, u64::from(i), &[b'0' + i], false);
+            union.release(fh);
+            done.unwrap()
         }
-    });
+    }));
     assert_eq!(merged.read("dir/sub/deep").unwrap(), b"01234567n");
 }
 

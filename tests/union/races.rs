@@ -14,7 +14,7 @@ use super::{DIALECTS, sample};
 use crate::support::deadline::Deadline;
 use crate::support::fs::Res;
 use crate::support::random::Random;
-use crate::support::{Fs, Merged, Stack, assert_same, ok};
+use crate::support::{Fs, Merged, Stack, assert_same, at_once, ok};
 
 const THREADS: usize = 6;
 
@@ -61,25 +61,23 @@ impl<'a> Storm<'a> {
     fn rage(&self, seconds: u64, act: impl Fn(usize, &Merged, &mut Random) + Sync) -> u32 {
         let end = Instant::now() + patience(seconds);
         let (start, count) = (Barrier::new(THREADS), AtomicU32::new(0));
-        std::thread::scope(|scope| {
-            for i in 0..THREADS {
-                let (start, count, act) = (&start, &count, &act);
-                let (union, seed) = (self.merged.union.share(), seed());
-                scope.spawn(move || {
-                    let user = Merged::sharing(union);
-                    let mut random = Random::new(seed ^ (i as u64) << 32);
-                    start.wait();
-                    while Instant::now() < end {
-                        act(i, &user, &mut random);
-                        count.fetch_add(1, Ordering::Relaxed);
-                        if random.below(8) == 0 {
-                            user.forget();
-                        }
+        at_once((0..THREADS).map(|i| {
+            let (start, count, act) = (&start, &count, &act);
+            let (union, seed) = (self.merged.union.share(), seed());
+            move || {
+                let user = Merged::sharing(union);
+                let mut random = Random::new(seed ^ (i as u64) << 32);
+                start.wait();
+                while Instant::now() < end {
+                    act(i, &user, &mut random);
+                    count.fetch_add(1, Ordering::Relaxed);
+                    if random.below(8) == 0 {
+                        user.forget();
                     }
-                    user.forget();
-                });
+                }
+                user.forget();
             }
-        });
+        }));
         let count = count.into_inner();
         eprintln!("{:?}: {count} operations", self.stack.whiteouts);
         count
@@ -238,28 +236,26 @@ fn one_copy_up_for_many_writers() {
                 .with_file("d/big", &"l".repeat(PART * THREADS));
             let storm = Storm::new(&mut stack, "writers");
             let start = Barrier::new(THREADS);
-            std::thread::scope(|scope| {
-                for i in 0..THREADS {
-                    let (start, union) = (&start, storm.merged.union.share());
-                    scope.spawn(move || {
-                        let user = Merged::sharing(union);
-                        let fh = user.open("d/big", libc::O_RDWR).unwrap();
-                        start.wait();
-                        match (i + round) % 3 {
-                            0 => user.chmod("d/big", 0o600).unwrap(),
-                            1 => user.setxattr("d/big", "user.x", b"x", 0).unwrap(),
-                            _ => {}
-                        }
-                        let part = vec![b'0' + u8::try_from(i).unwrap(); PART / 2];
-                        let at = (i * PART) as u64;
-                        assert_eq!(user.pwrite(fh, at, &part), Ok(PART / 2));
-                        let read = user.pread(fh, at, PART).unwrap();
-                        assert_eq!(read, [part, vec![b'l'; PART / 2]].concat());
-                        user.close(fh);
-                        user.forget();
-                    });
+            at_once((0..THREADS).map(|i| {
+                let (start, union) = (&start, storm.merged.union.share());
+                move || {
+                    let user = Merged::sharing(union);
+                    let fh = user.open("d/big", libc::O_RDWR).unwrap();
+                    start.wait();
+                    match (i + round) % 3 {
+                        0 => user.chmod("d/big", 0o600).unwrap(),
+                        1 => user.setxattr("d/big", "user.x", b"x", 0).unwrap(),
+                        _ => {}
+                    }
+                    let part = vec![b'0' + u8::try_from(i).unwrap(); PART / 2];
+                    let at = (i * PART) as u64;
+                    assert_eq!(user.pwrite(fh, at, &part), Ok(PART / 2));
+                    let read = user.pread(fh, at, PART).unwrap();
+                    assert_eq!(read, [part, vec![b'l'; PART / 2]].concat());
+                    user.close(fh);
+                    user.forget();
                 }
-            });
+            }));
             let data = storm.merged.read("d/big").unwrap();
             for (i, part) in data.chunks(PART).enumerate() {
                 let (new, old) = part.split_at(PART / 2);
