@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::dialect::{self, WH_OPAQUE};
 use super::dir::LayerIndex;
 use super::{Ask, LowerDir, Lowers, quiet};
+use crate::at_once;
 use crate::error::{Error, Result};
 use crate::sys::meta::{self, Stat};
 use crate::sys::{dirent, xattr};
@@ -91,10 +92,23 @@ enum Seen {
 impl Listing {
     /// Reads the listing. A layer that fails fails it all: a partial one would lose files.
     pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        Self::merge(dirs, dirs.iter().map(|dir| read_layer(lowers, dir)))
+    }
+
+    /// The same; no layer waits for another, though a layer that is opaque hides those below it.
+    pub fn read_at_once(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        Self::merge(dirs, at_once::ask(dirs, |dir| read_layer(lowers, dir)))
+    }
+
+    /// Merges what the directories say, and asks for no more of it than counts.
+    fn merge(
+        dirs: &[Arc<LowerDir>],
+        said: impl IntoIterator<Item = Result<LayerListing>>,
+    ) -> Result<Listing> {
         let mut entries: Vec<Found> = Vec::new();
         let mut seen: HashMap<Box<[u8]>, Seen> = HashMap::new();
-        for dir in dirs {
-            let layer = read_layer(lowers, dir)?;
+        for (dir, layer) in dirs.iter().zip(said) {
+            let layer = layer?;
             for (name, kind) in layer.objects {
                 match seen.get_mut(&name) {
                     None => {

@@ -73,6 +73,18 @@ impl Listings {
         Ok(listing)
     }
 
+    /// Reads that of the root. On CVMFS a layer is slow to answer for the first time, so all are asked at
+    /// once.
+    pub fn read_roots(&self, lowers: &Lowers) -> Result<()> {
+        let roots = lowers.roots();
+        if !lowers.are_cvmfs() {
+            return self.read(lowers, &roots).map(drop);
+        }
+        let listing = Listing::read_at_once(lowers, &roots)?;
+        self.put(key(&roots), Arc::new(listing));
+        Ok(())
+    }
+
     fn put(&self, key: Key, listing: Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.names += listing.len();
