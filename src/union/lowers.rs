@@ -132,6 +132,13 @@ fn number_of(entry: &Listed) -> Option<u64> {
     Some(lower_ino(top.hash_of(entry.name)))
 }
 
+/// The same and the kind, where the listing tells both for certain.
+pub fn known_by_listing(entry: &Listed<'_>) -> Option<(u64, Kind)> {
+    let known = entry.alone && entry.kind != libc::DT_UNKNOWN;
+    let kind = kind_of(u32::from(entry.kind) << 12);
+    number_of(entry).filter(|_| known).map(|ino| (ino, kind))
+}
+
 /// Whether a number can be one of [`lower_ino`]: no other is ever written in a mark.
 pub fn is_lower_ino(ino: u64) -> bool {
     ino & !(LOWER_BIT - 1) == LOWER_BIT

@@ -37,6 +37,7 @@ mod rename;
 mod statfs;
 mod table;
 mod upper;
+mod wishes;
 mod work;
 mod xattr;
 
@@ -76,6 +77,7 @@ pub struct Union {
     copied: counts::Copied,
     handles: open::Handles,
     files: files::LowerFiles,
+    wishes: wishes::Wishes,
     statfs: Mutex<Option<statfs::Kept>>,
     /// The kernel collects writes.
     writeback: AtomicBool,
@@ -119,6 +121,7 @@ impl Union {
             handles: open::Handles::default(),
             // A read-only union may be told of no open.
             files: files::LowerFiles::new(config.upper.is_none().then_some(config.limits.files)),
+            wishes: wishes::Wishes::default(),
             statfs: Mutex::new(None),
             writeback: AtomicBool::new(false),
             collected: file::Collected::default(),
