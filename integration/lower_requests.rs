@@ -5,11 +5,14 @@
 //! those of CVMFS.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::support::files::file;
 use crate::support::slow_fs::SlowFs;
+use crate::support::stats::Stats;
 use crate::support::sys;
 use crate::support::{Fixture, require_all};
 
@@ -48,9 +51,6 @@ fn fill(top: &Path, layers: usize) {
     };
     for layer in 0..layers {
         file(top.join(format!("l{layer}/opt/x{layer}/f")), "x");
-        // The attribute by which CVMFS is known: such a layer has no marks of other unions.
-        let root = top.join(format!("l{layer}"));
-        sys::setxattr(root, "user.fqrn", b"images.example.org", 0).unwrap();
     }
     for (path, of) in tree() {
         file(top.join(format!("l{}/{path}", owner(of))), &path.repeat(40));
@@ -193,14 +193,10 @@ fn no_more_than_of_a_plain_directory() {
     let many = measure(Way::union(50));
     for (union, layers) in [(&measure(Way::union(1)), 1), (&few, 12), (&many, 50)] {
         let (_, mount) = &union[0];
-        // Each is found, asked whether it is of CVMFS, and listed; the upper takes on the root.
-        let of_each = [
-            ("getxattr", 1),
-            ("lookup", 1),
-            ("opendir", 1),
-            ("readdir", 2),
-        ];
+        // Each is found and listed, one is asked whether it is of CVMFS, and the upper takes on the root.
+        let of_each = [("lookup", 1), ("opendir", 1), ("readdir", 2)];
         let mut want: Tally = of_each.map(|(kind, n)| (kind, n * layers)).into();
+        want.extend([("statfs", 1), ("getxattr", 1)]);
         want.extend([("getattr", 1), ("listxattr", 1)]);
         assert_eq!(*mount, want, "{layers} layers");
         for ((work, asked), (_, plain)) in union.iter().zip(&flat).skip(1) {
@@ -243,4 +239,68 @@ fn a_directory_is_listed_when_probes_repeat() {
     assert_eq!(way.more(), Tally::from([("opendir", 1), ("readdir", 2)]));
     gone(&absent[4]);
     assert_eq!(way.more(), Tally::new());
+}
+
+/// Names and kinds of a whole tree, as `find` wants them.
+fn names_of(dir: &Path) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            names_of(&entry.path());
+        }
+    }
+}
+
+/// A listing asks for no attributes where nobody wants them; numbers and kinds are right all the same.
+#[test]
+fn names_cost_no_more_than_of_a_plain_directory() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let of = |mut way: Way| {
+        sys::lstat(&way.root).unwrap();
+        way.more();
+        names_of(&way.root.join("lib"));
+        let found = way.more();
+        let dir = way.root.join("share/d3/s1");
+        for entry in sys::readdir(&dir).unwrap() {
+            let name = OsStr::from_bytes(&entry.name);
+            if name != "." && name != ".." {
+                let seen = sys::lstat(dir.join(name)).unwrap();
+                let kind = u32::from(entry.kind) << 12;
+                assert_eq!(
+                    (entry.ino, kind),
+                    (seen.st_ino, seen.st_mode & libc::S_IFMT)
+                );
+            }
+        }
+        found
+    };
+    let flat = of(Way::flat());
+    // `lib`, `lib/py` and what is in it.
+    assert_eq!(flat["lookup"], 2 + PACKAGES as u64);
+    let union = of(Way::union(1));
+    assert!(total(&union) <= total(&flat), "{union:?}, of {flat:?}");
+    // Those that merge are listed in each of the three layers.
+    let more = 2 * 2 * 3 + 2 * 2;
+    let union = of(Way::union(12));
+    assert!(
+        total(&union) <= total(&flat) + more,
+        "{union:?}, of {flat:?}"
+    );
+}
+
+/// Who looks at all the names, as `ls -l` does, is given the attributes with them from then on.
+#[test]
+fn attributes_come_with_the_names_for_those_who_look_at_them() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let way = Way::union(3);
+    let stats = Stats::of(&way.root);
+    let (asked, ()) = stats.during(|| find(&way.root.join("share")));
+    drop(stats);
+    // Of 400 files in 20 directories, those of a directory now and then. Each directory is looked up, too.
+    assert!((40..200).contains(&asked["lookup"]), "{asked:?}");
+    assert!(asked["readdirplus"] >= 20, "{asked:?}");
 }

@@ -13,6 +13,7 @@
     )
 )]
 
+pub mod at_once;
 pub mod cli;
 pub mod descriptor;
 pub mod error;

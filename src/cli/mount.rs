@@ -167,6 +167,7 @@ impl Job {
             )?,
             None => layers::of_dirs(&args.lower)?,
         };
+        layers::find_all(&layers);
         layers::check_all(&layers, Layer::misplaced)?;
         let mountpoint = usable_mountpoint(mountpoint)?;
         let plan = Plan::choose(Request {

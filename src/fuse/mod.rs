@@ -44,7 +44,8 @@ pub const MAX_IO: u32 = 1 << 20;
 /// Left out on purpose: `SETXATTR_EXT` (fuser panics on its requests), locks (the kernel's own
 /// follow the inode), `ATOMIC_O_TRUNC` (the kernel would have a running program cut off before it
 /// finds that the open is ETXTBSY), `AUTO_INVAL_DATA` (the data has other writers than the page
-/// cache), `READDIRPLUS_AUTO` (a cached listing would make `ls -l` one lookup per name).
+/// cache). `READDIRPLUS_AUTO` is for layers that are slow to give attributes: a cached listing makes
+/// `ls -l` one lookup per name.
 const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
@@ -67,6 +68,8 @@ pub struct UnionFs {
     trim: heap::Trim,
     options: Options,
     opens: Opens,
+    /// Listings are of names alone, unless attributes seem to be wanted.
+    names_first: bool,
     /// The kernel collects writes.
     writeback: bool,
 }
@@ -92,6 +95,7 @@ impl UnionFs {
                 files: true,
                 dirs: true,
             },
+            names_first: false,
             writeback: false,
         }
     }
@@ -103,6 +107,8 @@ impl UnionFs {
         let offered = config.capabilities();
         // Listings need no handle.
         self.opens.dirs = !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let auto = InitFlags::FUSE_READDIRPLUS_AUTO;
+        self.names_first = self.union.prefers_names() && config.add_capabilities(auto).is_ok();
         if self.passes() && negotiate_passthrough(config) {
             self.modes.enable();
         } else if read_only {

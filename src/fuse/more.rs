@@ -8,7 +8,7 @@ use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyIoctl};
 use super::convert::{self, FOREVER};
 use super::{GENERATION, UnionFs};
 use crate::union::Union;
-use crate::union::api::Ino;
+use crate::union::api::{Attr, DirEntry, Ino};
 
 // `_IOR('f', 1, long)` and `_IOW('f', 2, long)`, and as 32-bit callers number them. The argument
 // is an int in all of them.
@@ -58,9 +58,20 @@ pub fn readdir(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectory) 
 }
 
 /// Answers with names and attributes.
-pub fn readdirplus(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectoryPlus) {
+///
+/// With `names_first`, the kernel asks so for the beginning of a listing, and then only if it has seen
+/// lookups in the directory (`READDIRPLUS_AUTO`). If it is to have names alone, it is given `.` and `..`,
+/// and asks for the rest by READDIR. An answer cannot leave out the attributes of an entry: fuser knows
+/// no way to say that.
+pub fn readdirplus(
+    union: &Union,
+    ino: Ino,
+    cookie: u64,
+    names_first: bool,
+    mut reply: ReplyDirectoryPlus,
+) {
     let mut fitted = false;
-    let result = union.readdirplus(ino, cookie, &mut |entry, attr| {
+    let mut each = |entry: &DirEntry<'_>, attr: &Attr| {
         let (name, attr) = (OsStr::from_bytes(entry.name), convert::file_attr(attr));
         let full = reply.add(
             INodeNo(entry.ino),
@@ -72,6 +83,14 @@ pub fn readdirplus(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirecto
         );
         fitted |= !full;
         !full
+    };
+    let dots = match names_first && cookie == 0 {
+        true => union.gives_attributes(ino).map(|gives| !gives),
+        false => Ok(false),
+    };
+    let result = dots.and_then(|dots| match dots {
+        true => union.dots(ino, &mut each),
+        false => union.readdirplus(ino, cookie, &mut each),
     });
     match result.map_err(|e| convert::errno("readdirplus", ino, &e)) {
         Err(errno) if !fitted => reply.error(errno),

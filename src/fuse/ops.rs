@@ -458,8 +458,9 @@ impl Filesystem for UnionFs {
     }
 
     fn readdirplus(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectoryPlus) {
+        let names_first = self.names_first;
         self.run("readdirplus", self.lane(ino.0), move |union| {
-            more::readdirplus(union, ino.0, offset, reply);
+            more::readdirplus(union, ino.0, offset, names_first, reply);
         });
     }
 

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use super::asked::{Ask, Asked};
 use super::dialect;
-use super::reopen::{Epoch, Root};
+use super::reopen::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
 use crate::sys::{file, meta, xattr};
 
@@ -72,10 +72,10 @@ fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
 }
 
 impl Layer {
-    /// Opens the root directory of a layer.
-    pub fn open(path: &Path, identity: &str) -> Result<Layer> {
+    /// Opens the root directory of a layer. `known`: what those opened before it have told.
+    pub fn open(path: &Path, identity: &str, known: &mut Repositories) -> Result<Layer> {
         let fail = |e: Error| e.at(path).in_layer(identity);
-        let root = Root::open(path).op("open layer").map_err(fail)?;
+        let root = Root::open(path, known).op("open layer").map_err(fail)?;
         let seed = stable_hash(0, identity.as_bytes());
         Ok(Layer {
             path: path.to_owned(),
@@ -195,6 +195,11 @@ impl Lowers {
     /// The layers, topmost first.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
+    }
+
+    /// Whether all of them are on CVMFS.
+    pub fn are_cvmfs(&self) -> bool {
+        !self.layers.is_empty() && self.layers.iter().all(|l| l.cvmfs)
     }
 
     /// The attributes of a name that is known to be there.

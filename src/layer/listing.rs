@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::dialect::{self, WH_OPAQUE};
 use super::dir::LayerIndex;
 use super::{Ask, LowerDir, Lowers, quiet};
+use crate::at_once;
 use crate::error::{Error, Result};
 use crate::sys::meta::{self, Stat};
 use crate::sys::{dirent, xattr};
@@ -23,6 +24,8 @@ pub struct Listed<'a> {
     pub name: &'a [u8],
     /// `DT_*`.
     pub kind: u8,
+    /// The object has no other name, as far as a listing tells that.
+    pub alone: bool,
     /// The directories that hold the name, topmost first: one, or for a directory all that merge.
     pub owners: &'a [Arc<LowerDir>],
 }
@@ -43,30 +46,37 @@ pub struct Listing {
 struct Entry {
     /// Where the name ends.
     end: u32,
-    /// The set of owners, and in the lowest bits the kind.
+    /// The set of owners, whether the object is known to be alone, and in the lowest bits the kind.
     owners_and_kind: u32,
 }
 
 /// `DT_*` of objects have so many bits.
 const KIND_BITS: u32 = 4;
+const ALONE: u32 = 1 << KIND_BITS;
+const BITS: u32 = KIND_BITS + 1;
 
 impl Entry {
     /// None if a number is too large. A kind that does not exist is unknown.
-    fn new(end: usize, owners: usize, kind: u8) -> Option<Entry> {
+    fn new(end: usize, owners: usize, kind: u8, alone: bool) -> Option<Entry> {
         let owners = u32::try_from(owners).ok()?;
         let kind = if kind < 1 << KIND_BITS {
             kind
         } else {
             libc::DT_UNKNOWN
         };
-        (owners < 1 << (u32::BITS - KIND_BITS)).then_some(Entry {
+        let alone = if alone { ALONE } else { 0 };
+        (owners < 1 << (u32::BITS - BITS)).then_some(Entry {
             end: u32::try_from(end).ok()?,
-            owners_and_kind: owners << KIND_BITS | u32::from(kind),
+            owners_and_kind: owners << BITS | alone | u32::from(kind),
         })
     }
 
     fn owners(&self) -> usize {
-        (self.owners_and_kind >> KIND_BITS) as usize
+        (self.owners_and_kind >> BITS) as usize
+    }
+
+    fn alone(&self) -> bool {
+        self.owners_and_kind & ALONE != 0
     }
 
     fn kind(&self) -> u8 {
@@ -76,8 +86,7 @@ impl Entry {
 
 /// A name while the listing is read.
 struct Found {
-    name: Box<[u8]>,
-    kind: u8,
+    object: Object,
     owners: Vec<Arc<LowerDir>>,
 }
 
@@ -91,25 +100,35 @@ enum Seen {
 impl Listing {
     /// Reads the listing. A layer that fails fails it all: a partial one would lose files.
     pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        Self::merge(dirs, dirs.iter().map(|dir| read_layer(lowers, dir)))
+    }
+
+    /// The same; no layer waits for another, though a layer that is opaque hides those below it.
+    pub fn read_at_once(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        Self::merge(dirs, at_once::ask(dirs, |dir| read_layer(lowers, dir)))
+    }
+
+    /// Merges what the directories say, and asks for no more of it than counts.
+    fn merge(
+        dirs: &[Arc<LowerDir>],
+        said: impl IntoIterator<Item = Result<LayerListing>>,
+    ) -> Result<Listing> {
         let mut entries: Vec<Found> = Vec::new();
         let mut seen: HashMap<Box<[u8]>, Seen> = HashMap::new();
-        for dir in dirs {
-            let layer = read_layer(lowers, dir)?;
-            for (name, kind) in layer.objects {
-                match seen.get_mut(&name) {
+        for (dir, layer) in dirs.iter().zip(said) {
+            let layer = layer?;
+            for object in layer.objects {
+                let is_dir = object.kind == libc::DT_DIR;
+                match seen.get_mut(&object.name) {
                     None => {
-                        seen.insert(
-                            name.clone(),
-                            Seen::Entry(entries.len(), kind == libc::DT_DIR),
-                        );
+                        seen.insert(object.name.clone(), Seen::Entry(entries.len(), is_dir));
                         entries.push(Found {
-                            name,
-                            kind,
+                            object,
                             owners: vec![dir.clone()],
                         });
                     }
                     Some(Seen::Entry(at, merging)) if *merging => {
-                        *merging = kind == libc::DT_DIR;
+                        *merging = is_dir;
                         if let (true, Some(entry)) = (*merging, entries.get_mut(*at)) {
                             entry.owners.push(dir.clone());
                         }
@@ -132,8 +151,8 @@ impl Listing {
     }
 
     fn pack(mut found: Vec<Found>) -> Result<Listing> {
-        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let mut names = Vec::with_capacity(found.iter().map(|f| f.name.len()).sum());
+        found.sort_unstable_by(|a, b| a.object.name.cmp(&b.object.name));
+        let mut names = Vec::with_capacity(found.iter().map(|f| f.object.name.len()).sum());
         let mut sets: HashMap<Vec<LayerIndex>, usize> = HashMap::new();
         let mut owners = Vec::new();
         let mut entries = Vec::with_capacity(found.len());
@@ -143,8 +162,9 @@ impl Listing {
             if set == owners.len() {
                 owners.push(f.owners.into());
             }
-            names.extend_from_slice(&f.name);
-            let entry = Entry::new(names.len(), set, f.kind);
+            let Object { name, kind, alone } = f.object;
+            names.extend_from_slice(&name);
+            let entry = Entry::new(names.len(), set, kind, alone);
             let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
             entries.push(entry.ok_or_else(too_many)?);
         }
@@ -164,6 +184,7 @@ impl Listing {
         Some(Listed {
             name: self.names.get(begin..entry.end as usize)?,
             kind: entry.kind(),
+            alone: entry.alone(),
             owners: owners.map_or(&[], |owners| owners),
         })
     }
@@ -241,9 +262,16 @@ fn unless_there(e: io::Error) -> io::Result<Probe> {
     }
 }
 
+/// A name in one layer.
+struct Object {
+    name: Box<[u8]>,
+    kind: u8,
+    alone: bool,
+}
+
 #[derive(Default)]
 struct LayerListing {
-    objects: Vec<(Box<[u8]>, u8)>,
+    objects: Vec<Object>,
     whiteouts: Vec<Box<[u8]>>,
     opaque: bool,
 }
@@ -252,8 +280,9 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let cvmfs = lowers.layer(dir).is_some_and(|l| l.cvmfs);
     let (raw, marks) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
         let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
-        let mut raw: Vec<(Box<[u8]>, u8)> = Vec::new();
-        dirent::read_dir(open.as_fd(), |name, kind, _| raw.push((name.into(), kind)))?;
+        let mut raw: Vec<(Box<[u8]>, u8, u64)> = Vec::new();
+        let each = |name: &[u8], kind, ino| raw.push((name.into(), kind, ino));
+        dirent::read_dir(open.as_fd(), each)?;
         let marks = if cvmfs {
             Opaque::default()
         } else {
@@ -265,7 +294,13 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
         opaque: marks.opaque,
         ..LayerListing::default()
     };
-    for (name, mut kind) in raw {
+    // On CVMFS the names of a file lie in one directory. Elsewhere they may be anywhere in the layer.
+    let mut names_of = HashMap::new();
+    if cvmfs {
+        raw.iter()
+            .for_each(|(_, _, ino)| *names_of.entry(*ino).or_insert(0) += 1);
+    }
+    for (name, mut kind, ino) in raw {
         if &*name == WH_OPAQUE {
             out.opaque = true;
         } else if let Some(deleted) = dialect::deleted_by(&name) {
@@ -284,7 +319,8 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
             if whiteout {
                 out.whiteouts.push(name);
             } else {
-                out.objects.push((name, kind));
+                let alone = kind == libc::DT_DIR || names_of.get(&ino) == Some(&1);
+                out.objects.push(Object { name, kind, alone });
             }
         }
     }

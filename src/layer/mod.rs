@@ -16,4 +16,4 @@ pub use attrs::Attrs;
 pub use dir::{Layer, LowerDir, Lowers};
 pub use listing::{Listed, Listing, Probe};
 pub use name::Name;
-pub use reopen::LowerFile;
+pub use reopen::{LowerFile, Repositories};

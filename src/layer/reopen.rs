@@ -9,6 +9,7 @@
 //! as if our daemon were gone, ESTALE makes the kernel ask again, and ENOENT of a name that a listing
 //! holds is a layer that is not what it was. They become EIO.
 
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -98,11 +99,34 @@ struct Health {
     trouble: Option<String>,
 }
 
+/// What `user.fqrn` is on the file systems that were met so far, by their device numbers. A FUSE file
+/// system is asked once: a CVMFS client says the same of all that it shows. Elsewhere it is an
+/// attribute like others, and each directory has its own.
+#[derive(Debug, Default)]
+pub struct Repositories(HashMap<u64, Option<Vec<u8>>>);
+
+impl Repositories {
+    fn of(&mut self, root: BorrowedFd<'_>, device: u64) -> Option<Vec<u8>> {
+        if let Some(known) = self.0.get(&device) {
+            return known.clone();
+        }
+        let said = xattr::get(root, b"", c"user.fqrn");
+        let none =
+            |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP));
+        let answered = said.as_ref().map_or_else(none, |_| true);
+        let said = said.ok();
+        if answered && meta::is_on_fuse(root).unwrap_or(false) {
+            self.0.insert(device, said.clone());
+        }
+        said
+    }
+}
+
 impl Identity {
-    fn read(root: BorrowedFd<'_>) -> io::Result<Identity> {
+    fn read(root: BorrowedFd<'_>, known: &mut Repositories) -> io::Result<Identity> {
         let stat = meta::fstatat(root, b"")?;
         Ok(Identity {
-            repository: xattr::get(root, b"", c"user.fqrn").ok(),
+            repository: known.of(root, stat.st_dev),
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
@@ -117,10 +141,10 @@ fn open(path: &Path) -> io::Result<OwnedFd> {
 
 impl Root {
     /// Opens the directory for the first time.
-    pub fn open(path: &Path) -> io::Result<Root> {
+    pub fn open(path: &Path, known: &mut Repositories) -> io::Result<Root> {
         let fd = open(path)?;
         Ok(Root {
-            identity: Identity::read(fd.as_fd())?,
+            identity: Identity::read(fd.as_fd(), known)?,
             current: RwLock::new(Current::plain(0, &Arc::new(fd))),
             health: Mutex::default(),
             covered: AtomicBool::new(false),
@@ -223,7 +247,7 @@ impl Root {
             let fd = open(path)?;
             // Attributes may come out of the kernel's cache: this asks the file system.
             let asked = quiet::open(fd.as_fd(), b".", libc::O_DIRECTORY)?;
-            let identity = Identity::read(asked.as_fd())?;
+            let identity = Identity::read(asked.as_fd(), &mut Repositories::default())?;
             Ok((fd, identity))
         };
         match look() {

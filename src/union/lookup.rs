@@ -103,6 +103,7 @@ impl Union {
         };
         let attr = self.attr(&node)?;
         self.table.count(&node);
+        self.note_lookup(&parent, &node);
         Ok(Some(attr))
     }
 

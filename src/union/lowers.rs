@@ -73,6 +73,18 @@ impl Listings {
         Ok(listing)
     }
 
+    /// Reads that of the root. On CVMFS a layer is slow to answer for the first time, so all are asked at
+    /// once.
+    pub fn read_roots(&self, lowers: &Lowers) -> Result<()> {
+        let roots = lowers.roots();
+        if !lowers.are_cvmfs() {
+            return self.read(lowers, &roots).map(drop);
+        }
+        let listing = Listing::read_at_once(lowers, &roots)?;
+        self.put(key(&roots), Arc::new(listing));
+        Ok(())
+    }
+
     fn put(&self, key: Key, listing: Arc<Listing>) {
         let mut kept = self.kept.lock();
         kept.names += listing.len();
@@ -118,6 +130,13 @@ fn lower_ino(hash: u64) -> u64 {
 fn number_of(entry: &Listed) -> Option<u64> {
     let top = entry.owners.first()?;
     Some(lower_ino(top.hash_of(entry.name)))
+}
+
+/// The same and the kind, where the listing tells both for certain.
+pub fn known_by_listing(entry: &Listed<'_>) -> Option<(u64, Kind)> {
+    let known = entry.alone && entry.kind != libc::DT_UNKNOWN;
+    let kind = kind_of(u32::from(entry.kind) << 12);
+    number_of(entry).filter(|_| known).map(|ino| (ino, kind))
 }
 
 /// Whether a number can be one of [`lower_ino`]: no other is ever written in a mark.

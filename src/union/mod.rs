@@ -37,6 +37,7 @@ mod rename;
 mod statfs;
 mod table;
 mod upper;
+mod wishes;
 mod work;
 mod xattr;
 
@@ -49,7 +50,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Result};
-use crate::layer::{Layer, Lowers};
+use crate::layer::{Layer, Lowers, Repositories};
 use crate::sys::realpath::RealPaths;
 use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
 use node::Node;
@@ -76,6 +77,7 @@ pub struct Union {
     copied: counts::Copied,
     handles: open::Handles,
     files: files::LowerFiles,
+    wishes: wishes::Wishes,
     statfs: Mutex<Option<statfs::Kept>>,
     /// The kernel collects writes.
     writeback: AtomicBool,
@@ -90,16 +92,17 @@ impl Union {
         }
         // A layer that stands in the stack once more, further down, has nothing to add.
         let mut stand = HashSet::new();
+        let mut known = Repositories::default();
         let layers = config
             .lowers
             .iter()
             .filter(|l| stand.insert((&l.identity, &l.path)))
-            .map(|l| Layer::open(&l.path, &l.identity))
+            .map(|l| Layer::open(&l.path, &l.identity, &mut known))
             .collect::<Result<_>>()?;
         let lowers = Lowers::new(layers, config.limits.directories);
         let listings = lowers::Listings::new(config.limits.listings);
         // The first look at the root needs it, and a layer that fails does so before anything is changed.
-        listings.read(&lowers, &lowers.roots())?;
+        listings.read_roots(&lowers)?;
         let upper = config
             .upper
             .as_ref()
@@ -118,6 +121,7 @@ impl Union {
             handles: open::Handles::default(),
             // A read-only union may be told of no open.
             files: files::LowerFiles::new(config.upper.is_none().then_some(config.limits.files)),
+            wishes: wishes::Wishes::default(),
             statfs: Mutex::new(None),
             writeback: AtomicBool::new(false),
             collected: file::Collected::default(),

@@ -106,6 +106,8 @@ pub struct Dir {
     pub index: Mutex<Option<Index>>,
     /// How many names its one layer was asked for in vain.
     pub misses: AtomicU32,
+    /// When names of it were handed out last without attributes.
+    pub listed: AtomicU32,
     /// Everything in here was born in the upper, so nothing in here asks a lower.
     pub homegrown: AtomicBool,
 }

@@ -3,11 +3,13 @@
 //! and go move no other, and no listing needs a handle: the kernel keeps the node while it is open.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::Union;
-use super::api::{Attr, DirEntry, Ino};
+use super::api::{Attr, DirEntry, Ino, Kind};
+use super::lowers::known_by_listing;
 use super::node::Node;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// The cookies after `.` and `..`.
 const DOT: u64 = 1;
@@ -17,8 +19,15 @@ const UPPER: u64 = 1 << 40;
 /// So many names are taken from the index at once.
 const BATCH: usize = 64;
 
-/// Takes a node, its name and the cookie after it; says whether to go on.
-type Each<'a> = &'a mut dyn FnMut(&Arc<Node>, &[u8], u64) -> Result<bool>;
+/// An entry, as far as it had to be looked at.
+enum Found<'a> {
+    Node(&'a Arc<Node>),
+    /// Only a listing was looked at, and no layer is to be asked for more.
+    Listed(Ino, Kind),
+}
+
+/// Takes an entry, its name and the cookie after it; says whether to go on.
+type Each<'a> = &'a mut dyn FnMut(Found<'_>, &[u8], u64) -> Result<bool>;
 
 impl Union {
     /// Passes the names after a cookie to `each`, until it says false. ENOTDIR for a file.
@@ -28,15 +37,29 @@ impl Union {
         cookie: u64,
         each: &mut dyn FnMut(&DirEntry<'_>) -> bool,
     ) -> Result<()> {
-        self.list(ino, cookie, &mut |node, name, cookie| {
-            let kind = node.kind;
-            Ok(each(&DirEntry {
-                ino: node.ino,
+        let node = self.table.get(ino)?;
+        let mut alone = 0;
+        let done = self.list(&node, cookie, false, &mut |found, name, cookie| {
+            let (ino, kind) = match found {
+                Found::Node(node) => (node.ino, node.kind),
+                Found::Listed(ino, kind) => (ino, kind),
+            };
+            let taken = each(&DirEntry {
+                ino,
                 kind,
                 name,
                 cookie,
-            }))
-        })
+            });
+            if taken && matches!(found, Found::Listed(..)) && kind != Kind::Dir {
+                alone += 1;
+            }
+            Ok(taken)
+        });
+        if alone > 0 {
+            let moment = self.wishes.listed(alone);
+            node.as_dir()?.listed.store(moment, Ordering::Relaxed);
+        }
+        done
     }
 
     /// Like `readdir`, with attributes. What `each` takes is counted as looked up, but for the dots.
@@ -46,7 +69,11 @@ impl Union {
         cookie: u64,
         each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
     ) -> Result<()> {
-        self.list(ino, cookie, &mut |node, name, cookie| {
+        let node = self.table.get(ino)?;
+        self.list(&node, cookie, true, &mut |found, name, cookie| {
+            let Found::Node(node) = found else {
+                return Err(Error::new(libc::EIO, "entry without attributes"));
+            };
             let attr = self.attr(node)?;
             let entry = DirEntry {
                 ino: node.ino,
@@ -62,41 +89,98 @@ impl Union {
         })
     }
 
-    fn list(&self, ino: Ino, mut cookie: u64, each: Each<'_>) -> Result<()> {
+    /// Whether names cost so much less than attributes that these are given on demand only.
+    pub fn prefers_names(&self) -> bool {
+        self.lowers.are_cvmfs()
+    }
+
+    /// Whether somebody who begins to list the directory is to be given attributes.
+    pub fn gives_attributes(&self, ino: Ino) -> Result<bool> {
         let node = self.table.get(ino)?;
-        node.as_dir()?;
-        if node.state.read().removed {
-            return Ok(());
+        let local = node.as_dir()?.lowers.is_empty();
+        Ok(local || self.wishes.attributes())
+    }
+
+    /// Only `.` and `..`, as the beginning of a listing.
+    pub fn dots(&self, ino: Ino, each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool) -> Result<()> {
+        let node = self.table.get(ino)?;
+        self.list_dots(&node, 0, &mut |found, name, cookie| {
+            let Found::Node(node) = found else {
+                return Ok(false);
+            };
+            let (ino, kind) = (node.ino, node.kind);
+            let entry = DirEntry {
+                ino,
+                kind,
+                name,
+                cookie,
+            };
+            Ok(each(&entry, &self.attr(node)?))
+        })
+        .map(drop)
+    }
+
+    /// Somebody wants to know more of a name.
+    pub(super) fn note_lookup(&self, parent: &Node, node: &Node) {
+        let listed = parent
+            .dir
+            .as_ref()
+            .map(|d| d.listed.load(Ordering::Relaxed));
+        if let Some(moment) = listed.filter(|moment| *moment != 0)
+            && !node.is_dir()
+            && !node.state.read().upper
+        {
+            self.wishes.looked_up(moment);
         }
-        if cookie < DOT {
-            if !each(&node, b".", DOT)? {
-                return Ok(());
-            }
-            cookie = DOT;
+    }
+
+    /// The dots after a cookie. The cookie to go on from, if all were taken.
+    fn list_dots(&self, node: &Arc<Node>, cookie: u64, each: Each<'_>) -> Result<Option<u64>> {
+        if node.state.read().removed {
+            return Ok(None);
+        }
+        if cookie < DOT && !each(Found::Node(node), b".", DOT)? {
+            return Ok(None);
         }
         if cookie < DOTDOT {
             let parent = node.parent();
-            if !each(parent.as_ref().unwrap_or(&node), b"..", DOTDOT)? {
-                return Ok(());
+            let parent = Found::Node(parent.as_ref().unwrap_or(node));
+            if !each(parent, b"..", DOTDOT)? {
+                return Ok(None);
             }
-            cookie = DOTDOT;
         }
-        let listing = self.listing(&node)?;
-        let mut show = |name: &[u8], cookie| {
-            let Some(child) = self.resolve(&node, name)? else {
+        Ok(Some(cookie.max(DOTDOT)))
+    }
+
+    /// `nodes`: all entries are wanted as nodes.
+    fn list(&self, node: &Arc<Node>, cookie: u64, nodes: bool, each: Each<'_>) -> Result<()> {
+        node.as_dir()?;
+        let Some(mut cookie) = self.list_dots(node, cookie, each)? else {
+            return Ok(());
+        };
+        let listing = self.listing(node)?;
+        let mut show = |name: &[u8], cookie, known: Option<(Ino, Kind)>| {
+            if let Some((ino, kind)) = known {
+                return each(Found::Listed(ino, kind), name, cookie);
+            }
+            let Some(child) = self.resolve(node, name)? else {
                 return Ok(true);
             };
-            each(&child, name, cookie)
+            each(Found::Node(&child), name, cookie)
         };
         if cookie < UPPER {
             let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);
             for (i, entry) in listing.from(at).enumerate() {
                 let held = {
                     let tree = self.read_tree();
-                    self.index(&tree, &node)?.get(entry.name)
+                    self.index(&tree, node)?.get(entry.name)
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
-                if shown && !show(entry.name, cookie + i as u64 + 1)? {
+                let known = match held {
+                    None if !nodes => known_by_listing(&entry),
+                    _ => None,
+                };
+                if shown && !show(entry.name, cookie + i as u64 + 1, known)? {
                     return Ok(());
                 }
             }
@@ -105,7 +189,7 @@ impl Union {
         loop {
             let names: Vec<(u64, Box<[u8]>, bool)> = {
                 let tree = self.read_tree();
-                let index = self.index(&tree, &node)?;
+                let index = self.index(&tree, node)?;
                 let after = index.after(cookie - UPPER).take(BATCH);
                 after
                     .map(|(seq, name, h)| (seq, name.into(), h.object.is_some()))
@@ -116,7 +200,7 @@ impl Union {
             };
             cookie = UPPER + last;
             for (seq, name, object) in &names {
-                if *object && listing.get(name).is_none() && !show(name, UPPER + seq)? {
+                if *object && listing.get(name).is_none() && !show(name, UPPER + seq, None)? {
                     return Ok(());
                 }
             }

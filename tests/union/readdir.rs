@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use cvmfs_union::union::api::{Ino, Kind, ROOT};
+use cvmfs_union::layer::Ask;
+use cvmfs_union::union::api::{Ino, Kind, ROOT, RenameKind};
 
 use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack};
@@ -216,4 +217,61 @@ fn a_removed_directory_lists_nothing() {
     merged.mkdir("empty", 0o755).unwrap();
     merged.write("empty/new", b"").unwrap();
     assert_eq!(some(&merged, dir, 0, 100).0, [""; 0]);
+}
+
+/// On CVMFS a listing tells the numbers of all but files with several names, so no layer is asked for
+/// attributes, and the numbers are those that a lookup finds.
+#[test]
+fn names_alone_have_their_numbers() {
+    let stack = Stack::new(2);
+    for lower in stack.lowers() {
+        lower.with_xattr("", "user.fqrn", "images.example.org");
+        lower.with_file("dir/sub/f", "");
+    }
+    let below = stack.lower(1);
+    for name in ["copied", "moved", "removed", "hidden", "replaced", "left"] {
+        below.with_file(&format!("dir/{name}"), name);
+    }
+    below.with_symlink("dir/symlink", "left");
+    below.with_file("dir/linked", "");
+    below.with_link("dir/linked", "dir/other");
+    stack
+        .lower(0)
+        .with_wh("dir/hidden")
+        .with_file("dir/replaced", "");
+    let merged = stack.mount();
+    let asked = || -> u64 {
+        let layers = merged.union.counts().layers;
+        let asked = layers.iter().flat_map(|layer| &layer.asked);
+        let stats = asked.filter(|(ask, _)| *ask == Ask::Stat);
+        stats.map(|(_, seen)| seen.count).sum()
+    };
+    let dir = dir(&merged, "dir");
+    let before = asked();
+    assert_eq!(some(&merged, dir, 0, 100).0.len(), 2 + 9);
+    assert_eq!(asked() - before, 2, "those with two names");
+    let names = |merged: &Merged| merged.names("dir").unwrap();
+    assert_eq!(names(&merged).len(), 9);
+
+    merged.chmod("dir/copied", 0o600).unwrap();
+    merged.chmod("dir/other", 0o600).unwrap();
+    merged.unlink("dir/removed").unwrap();
+    merged
+        .rename("dir/moved", "dir/new", RenameKind::Replace)
+        .unwrap();
+    merged
+        .rename("dir/sub", "dir/renamed", RenameKind::Replace)
+        .unwrap();
+    merged.link("dir/left", "dir/again").unwrap();
+    merged.write("dir/moved", b"").unwrap();
+    let seen = names(&merged);
+    let want = [
+        "again", "copied", "left", "linked", "moved", "new", "other", "renamed", "replaced",
+        "symlink",
+    ];
+    assert_eq!(seen, want);
+    merged.forget();
+    assert_eq!(names(&merged), want);
+    drop(merged);
+    assert_eq!(names(&stack.mount()), want);
 }
