@@ -193,7 +193,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Tells the kernel what is wanted of it. What it does not offer is done without.
-fn negotiate(config: &mut KernelConfig) {
+pub fn negotiate(config: &mut KernelConfig) {
     for capability in CAPABILITIES {
         if let Err(missing) = config.add_capabilities(capability) {
             tracing::debug!("the kernel does not offer {missing:?}");
