@@ -81,6 +81,38 @@ struct Found {
     owners: Vec<Arc<LowerDir>>,
 }
 
+/// Entries and names as a listing has them.
+struct Packed {
+    entries: Vec<Entry>,
+    names: Vec<u8>,
+}
+
+impl Packed {
+    /// With room for these.
+    fn for_names<'a>(names: impl ExactSizeIterator<Item = &'a [u8]>) -> Packed {
+        Packed {
+            entries: Vec::with_capacity(names.len()),
+            names: Vec::with_capacity(names.map(<[u8]>::len).sum()),
+        }
+    }
+
+    fn add(&mut self, name: &[u8], owners: usize, kind: u8) -> Result<()> {
+        self.names.extend_from_slice(name);
+        let entry = Entry::new(self.names.len(), owners, kind);
+        let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
+        self.entries.push(entry.ok_or_else(too_many)?);
+        Ok(())
+    }
+
+    fn listing(self, owners: Vec<Box<[Arc<LowerDir>]>>) -> Listing {
+        Listing {
+            entries: self.entries.into(),
+            names: self.names.into(),
+            owners: owners.into(),
+        }
+    }
+}
+
 /// What is said of a name by the layers above.
 enum Seen {
     Whiteout,
@@ -93,6 +125,9 @@ impl Listing {
     pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
         let mut entries: Vec<Found> = Vec::new();
         let mut seen: HashMap<Box<[u8]>, Seen> = HashMap::new();
+        if let [only] = dirs {
+            return Listing::of_one(only, read_layer(lowers, only)?.objects);
+        }
         for dir in dirs {
             let layer = read_layer(lowers, dir)?;
             for (name, kind) in layer.objects {
@@ -131,28 +166,31 @@ impl Listing {
         Listing::pack(entries)
     }
 
+    /// What one layer holds, which nothing hides.
+    fn of_one(dir: &Arc<LowerDir>, mut objects: Vec<(Box<[u8]>, u8)>) -> Result<Listing> {
+        objects.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        objects.dedup_by(|a, b| a.0 == b.0);
+        let mut packed = Packed::for_names(objects.iter().map(|(name, _)| &**name));
+        for (name, kind) in &objects {
+            packed.add(name, 0, *kind)?;
+        }
+        Ok(packed.listing(vec![Box::new([dir.clone()])]))
+    }
+
     fn pack(mut found: Vec<Found>) -> Result<Listing> {
         found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
-        let mut names = Vec::with_capacity(found.iter().map(|f| f.name.len()).sum());
+        let mut packed = Packed::for_names(found.iter().map(|f| &*f.name));
         let mut sets: HashMap<Vec<LayerIndex>, usize> = HashMap::new();
         let mut owners = Vec::new();
-        let mut entries = Vec::with_capacity(found.len());
         for f in found {
             let layers = f.owners.iter().map(|dir| dir.layer).collect();
             let set = *sets.entry(layers).or_insert(owners.len());
             if set == owners.len() {
                 owners.push(f.owners.into());
             }
-            names.extend_from_slice(&f.name);
-            let entry = Entry::new(names.len(), set, f.kind);
-            let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
-            entries.push(entry.ok_or_else(too_many)?);
+            packed.add(&f.name, set, f.kind)?;
         }
-        Ok(Listing {
-            entries: entries.into(),
-            names: names.into(),
-            owners: owners.into(),
-        })
+        Ok(packed.listing(owners))
     }
 
     /// The entry at a position.

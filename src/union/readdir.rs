@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Union;
 use super::api::{Attr, DirEntry, Ino};
+use super::lowers::Clue;
 use super::node::Node;
 use crate::error::Result;
 
@@ -82,8 +83,8 @@ impl Union {
             cookie = DOTDOT;
         }
         let listing = self.listing(&node)?;
-        let mut show = |name: &[u8], cookie| {
-            let Some(child) = self.resolve(&node, name)? else {
+        let mut show = |name: &[u8], clue, cookie| {
+            let Some(child) = self.resolve_with(&node, name, clue)? else {
                 return Ok(true);
             };
             each(&child, name, cookie)
@@ -96,7 +97,8 @@ impl Union {
                     self.index(&tree, &node)?.get(entry.name)
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
-                if shown && !show(entry.name, cookie + i as u64 + 1)? {
+                let clue = Clue::Listed(Some(entry));
+                if shown && !show(entry.name, clue, cookie + i as u64 + 1)? {
                     return Ok(());
                 }
             }
@@ -116,7 +118,8 @@ impl Union {
             };
             cookie = UPPER + last;
             for (seq, name, object) in &names {
-                if *object && listing.get(name).is_none() && !show(name, UPPER + seq)? {
+                let clue = Clue::Listed(None);
+                if *object && listing.get(name).is_none() && !show(name, clue, UPPER + seq)? {
                     return Ok(());
                 }
             }
