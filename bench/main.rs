@@ -13,6 +13,7 @@
 )]
 
 mod counters;
+mod floor;
 mod lists;
 mod lowers;
 mod place;
@@ -35,7 +36,7 @@ use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::lists::{Lists, Sizes};
-use crate::place::{Layers, SYSTEMS};
+use crate::place::{Layers, all_systems};
 use crate::report::{Figures, Report};
 use crate::support::{System, require_all, run, text};
 
@@ -95,6 +96,7 @@ enum Which {
     Fo2,
     Fo1,
     Ours,
+    Floor,
 }
 
 impl Which {
@@ -105,6 +107,7 @@ impl Which {
             Which::Fo2 => System::FuseOverlayfs2,
             Which::Fo1 => System::FuseOverlayfs1,
             Which::Ours => System::Ours,
+            Which::Floor => System::Floor,
         }
     }
 }
@@ -124,6 +127,9 @@ fn main() {
     let words: Vec<String> = std::env::args().collect();
     if words.get(1).is_some_and(|word| word == "worker") {
         return worker::main(&words[2..]);
+    }
+    if words.get(1).is_some_and(|word| word == "floor") {
+        return floor::main(&words[2..]);
     }
     let mut args = Args::parse();
     assert!(
@@ -160,8 +166,7 @@ fn of_image(args: &Args) -> Plan {
 }
 
 fn measure(args: &Args, plan: &Plan) -> Report {
-    let systems: Vec<_> = SYSTEMS
-        .into_iter()
+    let systems: Vec<_> = all_systems()
         .filter(|system| require_all(system.needs()))
         .collect();
     let chosen = |system: &System| {
@@ -169,7 +174,9 @@ fn measure(args: &Args, plan: &Plan) -> Report {
             || *system == System::OverlayfsDefault
             || args.system.iter().any(|which| which.system() == *system)
     };
-    let systems: Vec<_> = systems.into_iter().filter(chosen).collect();
+    let asked: Vec<_> = systems.into_iter().filter(chosen).collect();
+    let mut systems = asked.clone();
+    systems.retain(|system| *system != System::Floor);
     let wanted = |part| args.part.is_empty() || args.part.contains(&part);
     let named =
         |name: &str| args.only.is_empty() || args.only.iter().any(|text| name.contains(text));
@@ -226,7 +233,7 @@ fn measure(args: &Args, plan: &Plan) -> Report {
         } else {
             0
         };
-        let measured = speed::measure(&scenario, &systems, repetitions, wanted(Part::Counts));
+        let measured = speed::measure(&scenario, &asked, repetitions, wanted(Part::Counts));
         report
             .speed
             .extend(measured.into_iter().filter(|row| named(&row.name)));

@@ -18,6 +18,11 @@ pub const SYSTEMS: [System; 5] = [
     System::Ours,
 ];
 
+/// The same with what no FUSE daemon can go below. Only rows of the table of speed that change nothing are asked of it.
+pub fn all_systems() -> impl Iterator<Item = System> {
+    SYSTEMS.into_iter().chain([System::Floor])
+}
+
 /// Directories to be mounted one over the other.
 #[derive(Clone, Debug)]
 pub struct Layers {
@@ -67,6 +72,7 @@ impl Place {
                 None
             }
             System::Ours => Some(command.arg("--foreground")),
+            System::Floor => Some(&mut command),
             _ => Some(command.arg("-f")),
         };
         let daemon = daemon.map(|command| Daemon::on(system, command, &fixture.mnt));
@@ -116,11 +122,21 @@ fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Comma
         fixture.options = how.options.clone();
     }
     fixture.read_only = how.read_only;
-    let mut command = system.mount_command(&fixture);
+    let mut command = match system {
+        System::Floor => Some(floor(&layers.flat, &fixture.mnt)),
+        _ => system.mount_command(&fixture),
+    };
     if let Some(command) = &mut command {
         command.current_dir(&layers.dir);
     }
     (fixture, command)
+}
+
+/// This program as the floor.
+fn floor(tree: &Path, mnt: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.arg("floor").arg(tree).arg(mnt);
+    command
 }
 
 /// Seconds from the start of the mount command until the root can be looked at.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::place::SYSTEMS;
+use crate::place::{SYSTEMS, all_systems};
 use crate::support::System;
 use crate::support::stats::Tally;
 use crate::worker::Used;
@@ -142,6 +142,14 @@ impl Measured {
         Spread::of(runs.map(Run::wall).collect()).map(|s| s.median * 1e3)
     }
 
+    /// Microseconds of the daemon's processor time for each request.
+    fn daemon_us(&self, system: System) -> Option<f64> {
+        let requests = self.counts(system)?.requests;
+        let runs = self.runs.iter().filter(|run| run.system == system);
+        let spread = Spread::of(runs.map(|run| run.daemon_cpu).collect())?;
+        (requests > 0).then(|| spread.median * 1e6 / requests as f64)
+    }
+
     fn counts(&self, system: System) -> Option<&Counts> {
         self.counts.iter().find(|counts| counts.system == system)
     }
@@ -156,9 +164,7 @@ impl Measured {
             "by_kind": counts.by_kind.iter().map(|(kind, n)| json!([kind, n])).collect::<Vec<_>>(),
         })).collect();
         let ratios = |of: fn(&Self, System) -> Option<Spread>| -> Value {
-            let known = SYSTEMS
-                .iter()
-                .filter_map(|s| Some((s.name(), of(self, *s)?.json())));
+            let known = all_systems().filter_map(|s| Some((s.name(), of(self, s)?.json())));
             known
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect::<serde_json::Map<_, _>>()
@@ -224,6 +230,14 @@ fn optional(value: Option<f64>) -> String {
     value.map(short).unwrap_or_default()
 }
 
+/// In the order of their columns.
+const DAEMONS: [System; 4] = [
+    System::FuseOverlayfs2,
+    System::FuseOverlayfs1,
+    System::Ours,
+    System::Floor,
+];
+
 const SHORT_NAMES: &str = "plain | overlay | fo2 | fo1 | ours";
 
 impl Report {
@@ -249,6 +263,7 @@ impl Report {
             writeln!(text, "* {key}: {value}").unwrap();
         }
         text += "\nplain: the merged tree as one directory. overlay: kernel overlayfs. fo2, fo1: fuse-overlayfs 2.0 and 1.\n";
+        text += "floor: a FUSE daemon that answers from memory alone, below which none can go.\n";
         if !self.speed.is_empty() {
             self.speed(&mut text);
             self.asked(&mut text);
@@ -264,8 +279,8 @@ impl Report {
     fn speed(&self, text: &mut String) {
         *text += "\n## Time, as a multiple of kernel overlayfs\n\nMedian (least to most) of the runs' ratios of elapsed time; cpu: ";
         *text += "of processor time, of the program and the daemon together.\n\n";
-        *text += "| row | overlay, ms | plain | fo2 | fo1 | ours | at most | reached | fo2 cpu | fo1 cpu | ours cpu |\n";
-        *text += "|---|---|---|---|---|---|---|---|---|---|---|\n";
+        *text += "| row | overlay, ms | plain | fo2 | fo1 | ours | at most | reached | floor | fo2 cpu | fo1 cpu | ours cpu | floor cpu |\n";
+        *text += "|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
         for row in &self.speed {
             let cell = |system| {
                 row.wall(system).map_or_else(String::new, |s| {
@@ -289,12 +304,13 @@ impl Report {
             }
             write!(
                 text,
-                " {} | {} |",
+                " {} | {} | {} |",
                 optional(row.most),
-                reached(ours, row.most)
+                reached(ours, row.most),
+                cell(System::Floor)
             )
             .unwrap();
-            for system in [System::FuseOverlayfs2, System::FuseOverlayfs1, System::Ours] {
+            for system in DAEMONS {
                 write!(text, " {} |", optional(row.cpu(system).map(|s| s.median))).unwrap();
             }
             text.push('\n');
@@ -305,16 +321,18 @@ impl Report {
         if self.speed.iter().all(|row| row.counts.is_empty()) {
             return;
         }
-        *text += "\n## Requests to the daemon, and its system calls\n\n";
-        *text += "| row | fo2 requests | fo1 | ours | fo2 calls | fo1 | ours | ours by kind |\n|---|---|---|---|---|---|---|---|\n";
+        *text += "\n## Requests to the daemon, its system calls, and its processor time for each request\n\n";
+        *text += "| row | fo2 requests | fo1 | ours | floor | fo2 calls | fo1 | ours | floor | fo2 us | fo1 | ours | floor | ours by kind |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n";
         for row in &self.speed {
             write!(text, "| {} |", row.name).unwrap();
-            let daemons = [System::FuseOverlayfs2, System::FuseOverlayfs1, System::Ours];
             for of in [|c: &Counts| c.requests, |c: &Counts| c.calls] {
-                for system in daemons {
+                for system in DAEMONS {
                     let value = row.counts(system).map(|c| of(c).to_string());
                     write!(text, " {} |", value.unwrap_or_default()).unwrap();
                 }
+            }
+            for system in DAEMONS {
+                write!(text, " {} |", optional(row.daemon_us(system))).unwrap();
             }
             let kinds = row.counts(System::Ours).map(|c| c.by_kind.as_slice());
             let kinds: Vec<_> = kinds

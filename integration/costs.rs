@@ -41,13 +41,10 @@ fn an_idle_daemon_is_small_and_large_requests_add_little() {
     daemon.end();
 }
 
-/// The calls about files and descriptors from the start to the first answer.
-fn calls(layers: usize) -> Option<usize> {
+/// The calls about files and descriptors of a daemon that this work is done upon, from its start to its
+/// end, as strace shows them.
+fn calls(f: &Fixture, work: impl FnOnce(&Fixture)) -> Vec<String> {
     let strace = tool("strace").expect("scripts/test installs strace");
-    let mut f = Fixture::new(&format!("layers{layers}"));
-    for i in 0..layers {
-        fs::write(f.lower().join(format!("file{i}")), "").unwrap();
-    }
     let log = f.scratch().join("trace");
     let inner = f.mount_command();
     let mut traced = Command::new(strace);
@@ -58,11 +55,20 @@ fn calls(layers: usize) -> Option<usize> {
         .arg(inner.get_program())
         .args(inner.get_args());
     let daemon = Daemon::of(traced.arg("--foreground").arg(&f.mnt), &f.mnt);
-    fs::symlink_metadata(f.at("file0")).ok()?;
+    work(f);
     daemon.end();
-    let trace = fs::read_to_string(&log).ok()?;
+    let trace = fs::read_to_string(&log).unwrap();
     let begun = |line: &&str| line.contains('(') && !line.contains("resumed>");
-    Some(trace.lines().filter(begun).count())
+    trace.lines().filter(begun).map(str::to_owned).collect()
+}
+
+/// What a mount of so many layers does until it is looked at.
+fn calls_of_layers(layers: usize) -> usize {
+    let mut f = Fixture::new(&format!("layers{layers}"));
+    for i in 0..layers {
+        fs::write(f.lower().join(format!("file{i}")), "").unwrap();
+    }
+    calls(&f, |f| assert!(f.at("file0").is_file())).len()
 }
 
 /// To resolve its path three times, to look at it, to open it, and to list its root: 17.
@@ -71,7 +77,54 @@ fn a_layer_costs_few_calls_at_mount() {
     if !require_all(&["root", "fuse"]) {
         return;
     }
-    let (few, many) = (calls(2).unwrap(), calls(34).unwrap());
+    let (few, many) = (calls_of_layers(2), calls_of_layers(34));
     let each = many.saturating_sub(few) / 32;
     assert!(each <= 18, "{each} calls for each layer: {few}, {many}");
+}
+
+/// Calls that ask something of an object in an open directory, or of an open directory itself. What asks of
+/// paths is the beginning of a thread or of the daemon.
+fn asks(call: &str) -> bool {
+    const ASKING: [&str; 6] = [
+        "stat",
+        "openat",
+        "getdents",
+        "getxattr",
+        "listxattr",
+        "readlink",
+    ];
+    ASKING.iter().any(|name| call.contains(name)) && !call.contains("(AT_FDCWD")
+}
+
+#[test]
+fn a_fresh_name_of_a_listed_directory_costs_one_call_to_a_layer() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    const NAMES: usize = 64;
+    let of_names = |names: usize| {
+        let mut f = Fixture::new(&format!("names{names}"));
+        for layer in ["top", "bottom"] {
+            let dir = f.lower().join("dir");
+            fs::create_dir(&dir).unwrap();
+            for i in 0..NAMES {
+                fs::write(dir.join(format!("{layer}{i}")), "content").unwrap();
+            }
+        }
+        let calls = calls(&f, |f| {
+            // What two layers hold is told by their listings, which are read for the first name.
+            assert!(fs::symlink_metadata(f.at("dir/absent")).is_err());
+            for i in 0..names {
+                for layer in ["top", "bottom"] {
+                    fs::symlink_metadata(f.at(format!("dir/{layer}{i}"))).unwrap();
+                }
+            }
+        });
+        calls
+            .into_iter()
+            .filter(|call| asks(call))
+            .collect::<Vec<_>>()
+    };
+    let (few, many) = (of_names(0), of_names(NAMES));
+    assert_eq!(many.len() - few.len(), 2 * NAMES, "{few:#?}\n{many:#?}");
 }

@@ -18,6 +18,7 @@ pub mod cli;
 pub mod descriptor;
 pub mod error;
 pub mod fuse;
+pub mod hash;
 pub mod layer;
 pub mod meter;
 mod sync;

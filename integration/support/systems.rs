@@ -19,6 +19,9 @@ pub enum System {
     FuseOverlayfs1,
     /// fuse-overlayfs 2.0, in Rust.
     FuseOverlayfs2,
+    /// No union: the benchmark's own daemon over the lowers' content in one directory, which it mounts itself.
+    #[allow(dead_code, reason = "no test asks for it")]
+    Floor,
 }
 
 impl System {
@@ -55,6 +58,7 @@ impl System {
             System::Overlayfs => "overlayfs, all features",
             System::FuseOverlayfs1 => "fuse-overlayfs 1",
             System::FuseOverlayfs2 => "fuse-overlayfs 2.0",
+            System::Floor => "floor",
         }
     }
 
@@ -62,7 +66,7 @@ impl System {
     pub fn needs(self) -> &'static [&'static str] {
         match self {
             System::Plain => &[],
-            System::Ours => &["fuse"],
+            System::Ours | System::Floor => &["fuse"],
             System::OverlayfsDefault | System::Overlayfs => &["overlayfs"],
             System::FuseOverlayfs1 => &["fuse", "fuse-overlayfs-1"],
             System::FuseOverlayfs2 => &["fuse", "fuse-overlayfs-2"],
@@ -72,7 +76,7 @@ impl System {
     /// The command that mounts this stack; None where nothing is to be mounted.
     pub fn mount_command(self, stack: &Fixture) -> Option<Command> {
         let mut command = match self {
-            System::Plain => return None,
+            System::Plain | System::Floor => return None,
             System::Ours => {
                 let mut command = stack.mount_command();
                 command.arg(&stack.mnt);

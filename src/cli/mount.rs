@@ -204,7 +204,6 @@ impl Job {
     /// Everything after the fork; returns when the mount is gone.
     fn serve(self, reporter: Option<Arc<Mutex<Option<Reporter>>>>) -> Outcome<()> {
         let signals = process::block_termination().or_fail(Code::Failure, "signals")?;
-        best_effort("raise the limit of open files", process::raise_open_files());
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         nix::unistd::chdir("/").or_fail(Code::Failure, "/")?;
 
@@ -281,7 +280,7 @@ impl Job {
                 "volatile" => Durability::Volatile,
                 _ => Durability::Auto,
             },
-            limits: Limits::default(),
+            limits: limits(),
         };
         let begun = Instant::now();
         loop {
@@ -324,6 +323,16 @@ impl Job {
             Some(self.mountpoint.clone()),
         ))
     }
+}
+
+/// As much as the most open files allow.
+fn limits() -> Limits {
+    let most = process::raise_open_files();
+    let limits = most
+        .as_ref()
+        .map_or_else(|_| Limits::default(), |n| Limits::of(*n));
+    best_effort("raise the limit of open files", most);
+    limits
 }
 
 /// What to do at the end that a signal asks for.

@@ -1,12 +1,13 @@
 //! The FUSE side: each request is converted, becomes one call of the union, and is answered.
 //!
-//! A request that cannot wait for a layer runs on the thread that received it, any other on the
-//! [`pool`]. Either way a panic ends that request only: its reply object answers EIO when dropped.
+//! A request runs on the thread that received it, or, if it may wait for a layer and no other one of the
+//! [`receivers`] is free, on the [`pool`]. Either way a panic ends that request only: its reply object answers EIO when dropped.
 
 pub mod convert;
 pub mod heap;
 pub mod modes;
 pub mod pool;
+pub mod receivers;
 pub mod session;
 pub mod stats;
 
@@ -14,8 +15,10 @@ mod more;
 mod ops;
 
 use std::any::Any;
+use std::ffi::OsStr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{
     Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, ReplyAttr, ReplyEmpty,
@@ -29,12 +32,16 @@ use crate::union::{Lane, Target, Union, unopened};
 use convert::FOREVER;
 use modes::Modes;
 use pool::Pool;
+use receivers::{Busy, Receivers};
 use stats::Requests;
 
 pub use session::{Options, Passthrough, serve, serve_with};
 
 /// A node id is an inode number, which comes back at the earliest when the kernel has forgotten it.
 const GENERATION: Generation = Generation(0);
+
+/// How long requests under way are waited for when the mount is gone.
+const LAST_WAIT: Duration = Duration::from_millis(300);
 
 /// The most bytes of one write or readahead.
 pub const MAX_IO: u32 = 1 << 20;
@@ -62,6 +69,7 @@ const CAPABILITIES: [InitFlags; 10] = [
 /// The file system that fuser drives.
 pub struct UnionFs {
     union: Arc<Union>,
+    receivers: Arc<Receivers>,
     pool: Pool,
     modes: Arc<Modes>,
     requests: Arc<Requests>,
@@ -83,9 +91,10 @@ struct Opens {
 
 impl UnionFs {
     /// Serves this union.
-    pub fn new(union: Arc<Union>, options: Options) -> Self {
+    pub fn new(union: Arc<Union>, options: Options, receivers: Arc<Receivers>) -> Self {
         UnionFs {
             union,
+            receivers,
             pool: Pool::default(),
             modes: Arc::default(),
             requests: Arc::default(),
@@ -138,46 +147,71 @@ impl UnionFs {
         }
     }
 
-    /// Runs the job here if it cannot wait for a layer, else on the pool.
-    fn run(&self, op: &'static str, lane: Option<Lane>, job: impl FnOnce(&Union) + Send + 'static) {
-        match lane {
-            None => self.here(op, || job(&self.union)),
-            Some(lane) => {
-                let (union, requests) = (Arc::clone(&self.union), Arc::clone(&self.requests));
-                let begun = requests.of(op).begin();
-                self.pool.submit(op, lane, move || {
-                    guard(op, || job(&union));
-                    requests.of(op).end(begun);
-                });
-            }
+    /// Runs the job here if this receiver can be spared, or the job cannot wait for a layer; else on the
+    /// pool.
+    fn run(
+        &self,
+        op: &'static str,
+        lane: impl FnOnce(&Union) -> Option<Lane>,
+        job: impl FnOnce(&Union) + Send + 'static,
+    ) {
+        match self.spot(lane) {
+            Spot::Here(_busy) => self.here(op, || job(&self.union)),
+            Spot::Pool(lane) => self.submit(op, lane, job),
         }
+    }
+
+    /// Where a request is to be carried out.
+    fn spot(&self, lane: impl FnOnce(&Union) -> Option<Lane>) -> Spot<'_> {
+        if let Some(busy) = self.receivers.enter() {
+            return Spot::Here(Some(busy));
+        }
+        let mut found = None;
+        guard("lane", || found = lane(&self.union));
+        found.map_or(Spot::Here(None), Spot::Pool)
+    }
+
+    fn submit(&self, op: &'static str, lane: Lane, job: impl FnOnce(&Union) + Send + 'static) {
+        let (union, requests) = (Arc::clone(&self.union), Arc::clone(&self.requests));
+        let begun = requests.of(op).begin();
+        self.pool.submit(op, lane, move || {
+            guard(op, || job(&union));
+            requests.of(op).end(begun);
+        });
     }
 
     /// Runs the job here.
     fn here(&self, op: &'static str, job: impl FnOnce()) {
         self.requests.of(op).time(|| guard(op, job));
     }
+}
 
-    /// The lane of a request that reads.
-    fn lane(&self, ino: Ino) -> Option<Lane> {
-        self.lane_of(&[(ino, None)], false)
-    }
+/// Where a request is carried out.
+enum Spot<'a> {
+    /// By the receiver, which counts as busy if it may have to wait.
+    Here(Option<Busy<'a>>),
+    /// On the pool.
+    Pool(Lane),
+}
 
-    /// The lane of a request that changes names or a node.
-    fn changing(&self, targets: &[Target<'_>]) -> Option<Lane> {
-        self.lane_of(targets, true)
-    }
+/// The lane of a request that reads.
+fn reading(ino: Ino) -> impl FnOnce(&Union) -> Option<Lane> {
+    move |union| union.lane(&[(ino, None)], false)
+}
 
-    fn lane_of(&self, targets: &[Target<'_>], changes: bool) -> Option<Lane> {
-        let mut lane = None;
-        guard("lane", || lane = self.union.lane(targets, changes));
-        lane
-    }
+/// The lane of a lookup.
+fn looking_up(parent: Ino, name: &OsStr) -> impl FnOnce(&Union) -> Option<Lane> {
+    move |union| union.lane(&[(parent, Some(name))], false)
+}
 
-    /// The lane of a request that is not to be done here in any case.
-    fn slow_lane(&self, ino: Ino) -> Option<Lane> {
-        Some(self.union.slow_lane(ino))
-    }
+/// The lane of a request that changes names or a node.
+fn changing<const N: usize>(targets: [Target<'_>; N]) -> impl FnOnce(&Union) -> Option<Lane> {
+    move |union| union.lane(&targets, true)
+}
+
+/// The lane of a request that waits for the disk at least.
+fn slow(ino: Ino) -> impl FnOnce(&Union) -> Option<Lane> {
+    move |union| Some(union.slow_lane(ino))
 }
 
 /// Calls the job; a panic in it is logged, and goes no further.
@@ -199,7 +233,7 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Tells the kernel what is wanted of it. What it does not offer is done without.
-fn negotiate(config: &mut KernelConfig) {
+pub fn negotiate(config: &mut KernelConfig) {
     for capability in CAPABILITIES {
         if let Err(missing) = config.add_capabilities(capability) {
             tracing::debug!("the kernel does not offer {missing:?}");

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use fuser::{BackingId, FopenFlags};
 use parking_lot::Mutex;
 
+use crate::hash::Numbers;
 use crate::sys::file;
 use crate::union::Backing;
 use crate::union::api::Ino;
@@ -47,7 +48,7 @@ fn backed(id: &Arc<BackingId>, direct: bool) -> Answer {
 pub struct Modes {
     /// The kernel takes backing files from us, as far as we know.
     on: AtomicBool,
-    open: Mutex<HashMap<Ino, Mode>>,
+    open: Mutex<HashMap<Ino, Mode, Numbers>>,
 }
 
 #[derive(Debug)]

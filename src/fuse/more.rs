@@ -6,7 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyIoctl};
 
 use super::convert::{self, FOREVER};
-use super::{GENERATION, UnionFs};
+use super::{GENERATION, UnionFs, changing, reading};
 use crate::union::Union;
 use crate::union::api::{Attr, DirEntry, Ino};
 
@@ -111,7 +111,7 @@ impl UnionFs {
     ) {
         match (cmd, in_data.first_chunk::<4>()) {
             (GETFLAGS | GETFLAGS_32, _) if out_size >= 4 => {
-                self.run("ioctl", self.lane(ino), move |union| {
+                self.run("ioctl", reading(ino), move |union| {
                     match union.get_flags(ino) {
                         Ok(flags) => reply.ioctl(0, &flags.to_ne_bytes()),
                         Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
@@ -119,7 +119,7 @@ impl UnionFs {
                 });
             }
             (FSGETXATTR, _) if out_size as usize >= FSXATTR_SIZE => {
-                self.run("ioctl", self.lane(ino), move |union| {
+                self.run("ioctl", reading(ino), move |union| {
                     match union.get_flags(ino) {
                         Ok(flags) => reply.ioctl(0, &fsxattr(flags)),
                         Err(e) => reply.error(convert::errno("get_flags", ino, &e)),
@@ -128,14 +128,12 @@ impl UnionFs {
             }
             (SETFLAGS | SETFLAGS_32, Some(&flags)) => {
                 let flags = u32::from_ne_bytes(flags);
-                self.run(
-                    "ioctl",
-                    self.changing(&[(ino, None)]),
-                    move |union| match union.set_flags(ino, flags) {
+                self.run("ioctl", changing([(ino, None)]), move |union| {
+                    match union.set_flags(ino, flags) {
                         Ok(()) => reply.ioctl(0, &[]),
                         Err(e) => reply.error(convert::errno("set_flags", ino, &e)),
-                    },
-                );
+                    }
+                });
             }
             _ => self.here("ioctl", || reply.error(Errno::ENOTTY)),
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle as Fh, Filesystem, FopenFlags,
@@ -18,17 +18,14 @@ use fuser::{
 use super::convert::{self, FOREVER};
 use super::modes::Answer;
 use super::{
-    GENERATION, UnionFs, caller, handle, more, negotiate, reply_attr, reply_empty, reply_entry,
-    reply_xattr, stats,
+    GENERATION, Spot, UnionFs, caller, changing, handle, looking_up, more, negotiate, reading,
+    reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
 
 /// A listing is kept, and stays valid over opens.
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
-
-/// How long requests under way are waited for when the mount is gone.
-const LAST_WAIT: Duration = Duration::from_millis(300);
 
 /// The most one copy request moves, so that it ends in reasonable time.
 const MAX_COPY: u64 = 1 << 30;
@@ -41,14 +38,14 @@ impl Filesystem for UnionFs {
     }
 
     fn destroy(&mut self) {
-        if !self.pool.drain(LAST_WAIT) {
+        if !self.pool.drain(super::LAST_WAIT) {
             tracing::warn!("unmounted while requests still wait for a layer");
         }
     }
 
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
+        let lane = looking_up(parent.0, name);
         let name = name.to_owned();
-        let lane = self.lane_of(&[(parent.0, Some(&name))], false);
         self.run("lookup", lane, move |union| {
             match union.lookup(parent.0, &name) {
                 Ok(Some(attr)) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
@@ -67,7 +64,7 @@ impl Filesystem for UnionFs {
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
-        self.run("getattr", self.lane(ino.0), move |union| {
+        self.run("getattr", reading(ino.0), move |union| {
             let result = union.getattr(ino.0, fh.map(|fh| fh.0));
             reply_attr("getattr", ino.0, result, reply);
         });
@@ -100,14 +97,14 @@ impl Filesystem for UnionFs {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
-        self.run("setattr", self.changing(&[(ino.0, None)]), move |union| {
+        self.run("setattr", changing([(ino.0, None)]), move |union| {
             let result = union.setattr(&caller, ino.0, fh.map(|fh| fh.0), &change);
             reply_attr("setattr", ino.0, result, reply);
         });
     }
 
     fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
-        self.run("readlink", self.lane(ino.0), move |union| {
+        self.run("readlink", reading(ino.0), move |union| {
             match union.readlink(ino.0) {
                 Ok(target) => reply.data(&target),
                 Err(e) => reply.error(convert::errno("readlink", ino.0, &e)),
@@ -125,8 +122,8 @@ impl Filesystem for UnionFs {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let lane = changing([(parent.0, Some(name))]);
         let (caller, name, rdev) = (caller(req, umask), name.to_owned(), convert::device(rdev));
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("mknod", lane, move |union| {
             let result = union.mknod(&caller, parent.0, &name, mode, rdev);
             reply_entry("mknod", parent.0, result, reply);
@@ -142,8 +139,8 @@ impl Filesystem for UnionFs {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let lane = changing([(parent.0, Some(name))]);
         let (caller, name) = (caller(req, umask), name.to_owned());
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("mkdir", lane, move |union| {
             let result = union.mkdir(&caller, parent.0, &name, mode & 0o7777);
             reply_entry("mkdir", parent.0, result, reply);
@@ -158,8 +155,8 @@ impl Filesystem for UnionFs {
         target: &Path,
         reply: ReplyEntry,
     ) {
+        let lane = changing([(parent.0, Some(link_name))]);
         let (caller, name, target) = (caller(req, 0), link_name.to_owned(), target.to_owned());
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("symlink", lane, move |union| {
             let target = target.as_os_str().as_bytes();
             let result = union.symlink(&caller, parent.0, &name, target);
@@ -168,8 +165,8 @@ impl Filesystem for UnionFs {
     }
 
     fn link(&self, _: &Request, ino: Node, to: Node, to_name: &OsStr, reply: ReplyEntry) {
+        let lane = changing([(ino.0, None), (to.0, Some(to_name))]);
         let name = to_name.to_owned();
-        let lane = self.changing(&[(ino.0, None), (to.0, Some(&name))]);
         self.run("link", lane, move |union| {
             let result = union.link(ino.0, to.0, &name);
             reply_entry("link", ino.0, result, reply);
@@ -177,16 +174,16 @@ impl Filesystem for UnionFs {
     }
 
     fn unlink(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let lane = changing([(parent.0, Some(name))]);
         let name = name.to_owned();
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("unlink", lane, move |union| {
             reply_empty("unlink", parent.0, union.unlink(parent.0, &name), reply);
         });
     }
 
     fn rmdir(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let lane = changing([(parent.0, Some(name))]);
         let name = name.to_owned();
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("rmdir", lane, move |union| {
             reply_empty("rmdir", parent.0, union.rmdir(parent.0, &name), reply);
         });
@@ -205,8 +202,8 @@ impl Filesystem for UnionFs {
         let Some(kind) = convert::rename_kind(flags) else {
             return reply.error(Errno::EINVAL);
         };
+        let lane = changing([(parent.0, Some(name)), (to.0, Some(to_name))]);
         let (name, to_name) = (name.to_owned(), to_name.to_owned());
-        let lane = self.changing(&[(parent.0, Some(&name)), (to.0, Some(&to_name))]);
         self.run("rename", lane, move |union| {
             let result = union.rename(parent.0, &name, to.0, &to_name, kind);
             reply_empty("rename", parent.0, result, reply);
@@ -223,9 +220,9 @@ impl Filesystem for UnionFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let lane = changing([(parent.0, Some(name))]);
         let (caller, name) = (caller(req, umask), name.to_owned());
         let modes = Arc::clone(&self.modes);
-        let lane = self.changing(&[(parent.0, Some(&name))]);
         self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
@@ -254,7 +251,7 @@ impl Filesystem for UnionFs {
         }
         let caller = caller(req, 0);
         let modes = Arc::clone(&self.modes);
-        self.run("open", self.lane(ino.0), move |union| {
+        self.run("open", reading(ino.0), move |union| {
             match union.open(&caller, ino.0, flags.0) {
                 Ok(fh) => {
                     let data = union.backing(fh, modes.undecided(ino.0));
@@ -282,7 +279,7 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run("read", self.lane(ino.0), move |union| {
+        self.run("read", reading(ino.0), move |union| {
             match union.read(handle(ino, fh), offset, size as usize) {
                 Ok(data) => reply.data(&data),
                 Err(e) => reply.error(convert::errno("read", ino.0, &e)),
@@ -317,11 +314,11 @@ impl Filesystem for UnionFs {
             }
         };
         // The data lies in the receiver's buffer, which the next request overwrites.
-        match self.changing(&[(ino.0, None)]) {
-            None => self.here("write", || write(&self.union, data)),
-            lane => {
+        match self.spot(changing([(ino.0, None)])) {
+            Spot::Here(_busy) => self.here("write", || write(&self.union, data)),
+            Spot::Pool(lane) => {
                 let data = data.to_vec();
-                self.run("write", lane, move |union| write(union, &data));
+                self.submit("write", lane, move |union| write(union, &data));
             }
         }
     }
@@ -342,7 +339,7 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         let modes = Arc::clone(&self.modes);
-        self.run("release", self.lane(ino.0), move |union| {
+        self.run("release", reading(ino.0), move |union| {
             modes.release(ino.0);
             union.release(fh.0);
             reply.ok();
@@ -351,7 +348,7 @@ impl Filesystem for UnionFs {
 
     fn fsync(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
         // Waits for the disk, so never here.
-        self.run("fsync", self.slow_lane(ino.0), move |union| {
+        self.run("fsync", slow(ino.0), move |union| {
             reply_empty(
                 "fsync",
                 ino.0,
@@ -371,7 +368,7 @@ impl Filesystem for UnionFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run("fallocate", self.slow_lane(ino.0), move |union| {
+        self.run("fallocate", slow(ino.0), move |union| {
             reply_empty(
                 "fallocate",
                 ino.0,
@@ -386,7 +383,7 @@ impl Filesystem for UnionFs {
             // Only the kernel knows what it has collected, and where the file ends.
             return reply.error(Errno::ENOSYS);
         }
-        self.run("lseek", self.lane(ino.0), move |union| {
+        self.run("lseek", reading(ino.0), move |union| {
             match union.lseek(handle(ino, fh), offset, whence) {
                 Ok(offset) => reply.offset(offset),
                 Err(e) => reply.error(convert::errno("lseek", ino.0, &e)),
@@ -412,7 +409,7 @@ impl Filesystem for UnionFs {
         }
         let len = len.min(MAX_COPY) as usize;
         let both = [(ino_in.0, None), (ino_out.0, None)];
-        let lane = self.changing(&both).or_else(|| self.slow_lane(ino_in.0));
+        let lane = move |union: &Union| changing(both)(union).or_else(|| slow(ino_in.0)(union));
         let (fh_in, fh_out) = (handle(ino_in, fh_in), handle(ino_out, fh_out));
         self.run("copy_file_range", lane, move |union| {
             match union.copy_file_range(fh_in, offset_in, fh_out, offset_out, len) {
@@ -452,14 +449,14 @@ impl Filesystem for UnionFs {
     }
 
     fn readdir(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectory) {
-        self.run("readdir", self.lane(ino.0), move |union| {
+        self.run("readdir", reading(ino.0), move |union| {
             more::readdir(union, ino.0, offset, reply);
         });
     }
 
     fn readdirplus(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectoryPlus) {
         let names_first = self.names_first;
-        self.run("readdirplus", self.lane(ino.0), move |union| {
+        self.run("readdirplus", reading(ino.0), move |union| {
             more::readdirplus(union, ino.0, offset, names_first, reply);
         });
     }
@@ -469,13 +466,13 @@ impl Filesystem for UnionFs {
     }
 
     fn fsyncdir(&self, _: &Request, ino: Node, _: Fh, datasync: bool, reply: ReplyEmpty) {
-        self.run("fsyncdir", self.slow_lane(ino.0), move |union| {
+        self.run("fsyncdir", slow(ino.0), move |union| {
             reply_empty("fsyncdir", ino.0, union.fsyncdir(ino.0, datasync), reply);
         });
     }
 
     fn statfs(&self, _: &Request, ino: Node, reply: ReplyStatfs) {
-        self.run("statfs", self.lane(ino.0), move |union| {
+        self.run("statfs", reading(ino.0), move |union| {
             match union.statfs() {
                 Ok(s) => reply.statfs(
                     s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
@@ -487,7 +484,7 @@ impl Filesystem for UnionFs {
 
     fn getxattr(&self, _: &Request, ino: Node, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.to_owned();
-        self.run("getxattr", self.lane(ino.0), move |union| {
+        self.run("getxattr", reading(ino.0), move |union| {
             reply_xattr("getxattr", ino.0, union.getxattr(ino.0, &name), size, reply);
         });
     }
@@ -503,27 +500,23 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         let (caller, name, value) = (caller(req, 0), name.to_owned(), value.to_vec());
-        self.run("setxattr", self.changing(&[(ino.0, None)]), move |union| {
+        self.run("setxattr", changing([(ino.0, None)]), move |union| {
             let result = union.setxattr(&caller, ino.0, &name, &value, flags);
             reply_empty("setxattr", ino.0, result, reply);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: Node, size: u32, reply: ReplyXattr) {
-        self.run("listxattr", self.lane(ino.0), move |union| {
+        self.run("listxattr", reading(ino.0), move |union| {
             reply_xattr("listxattr", ino.0, union.listxattr(ino.0), size, reply);
         });
     }
 
     fn removexattr(&self, _: &Request, ino: Node, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
-        self.run(
-            "removexattr",
-            self.changing(&[(ino.0, None)]),
-            move |union| {
-                reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
-            },
-        );
+        self.run("removexattr", changing([(ino.0, None)]), move |union| {
+            reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
+        });
     }
 
     /// The kernel checks permissions itself, and never asks again.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::guard;
+use crate::hash::Numbers;
 use crate::union::Lane;
 
 /// The most threads there are at once. More than any few lanes together can hold.
@@ -62,15 +63,16 @@ struct State {
 /// How many jobs run, by object and by layers.
 #[derive(Default)]
 struct Running {
-    objects: HashMap<u64, usize>,
-    layers: HashMap<u64, usize>,
+    objects: HashMap<u64, usize, Numbers>,
+    layers: HashMap<u64, usize, Numbers>,
 }
 
 impl Running {
     /// Whether the lane has a thread left.
     fn has_room(&self, lane: Lane) -> bool {
-        let below =
-            |map: &HashMap<u64, usize>, key: u64, most| map.get(&key).is_none_or(|n| *n < most);
+        let below = |map: &HashMap<u64, usize, Numbers>, key: u64, most| {
+            map.get(&key).is_none_or(|n| *n < most)
+        };
         below(&self.objects, lane.object, MAX_OF_OBJECT)
             && lane
                 .layers
@@ -85,7 +87,7 @@ impl Running {
     }
 
     fn end(&mut self, lane: Lane) {
-        let less = |map: &mut HashMap<u64, usize>, key: u64| {
+        let less = |map: &mut HashMap<u64, usize, Numbers>, key: u64| {
             if let Some(n) = map.get_mut(&key) {
                 *n -= 1;
                 if *n == 0 {

@@ -4,16 +4,18 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::thread;
 
 use fuser::{Config, Session, SessionACL};
 
-use super::{UnionFs, heap};
+use super::receivers::Receivers;
+use super::{LAST_WAIT, UnionFs, heap};
 use crate::union::Union;
 
 /// How to serve.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Threads that receive requests. Few are enough: what may wait runs elsewhere.
+    /// Threads that receive requests. Few are enough: when all but one wait, the pool takes over.
     pub threads: usize,
     /// Give each thread its own queue. To be off for a descriptor that was opened in another user
     /// namespace: the kernel refuses to clone that one.
@@ -38,7 +40,7 @@ pub enum Passthrough {
 impl Default for Options {
     fn default() -> Self {
         Options {
-            threads: 2,
+            threads: 4,
             clone_fd: true,
             passthrough: Passthrough::Upper,
             writeback: false,
@@ -65,10 +67,16 @@ pub fn serve_with(
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = options.clone_fd && threads > 1 && device_opens();
-    let fs = UnionFs::new(union, options);
+    let device = fd.try_clone()?;
+    let receivers = Arc::new(Receivers::new(threads));
+    let fs = UnionFs::new(union, options, receivers.clone());
     let session = Session::from_fd(fs, fd, SessionACL::All, config)?;
     ready();
-    session.run()
+    let watched = receivers.clone();
+    thread::Builder::new()
+        .name("session".to_owned())
+        .spawn(move || watched.ended(session.run()))?;
+    receivers.watch(device, LAST_WAIT)
 }
 
 /// Whether the device can be opened here, as cloning a descriptor takes. A container may lack it.

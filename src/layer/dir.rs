@@ -18,6 +18,7 @@ use super::asked::{Ask, Asked};
 use super::dialect;
 use super::reopen::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
+use crate::hash::Numbers;
 use crate::sys::{file, meta, xattr};
 
 /// Position of a layer in the stack, 0 the topmost lower.
@@ -44,7 +45,7 @@ type Key = (LayerIndex, Epoch, u64);
 #[derive(Debug)]
 pub struct Lowers {
     layers: Vec<Layer>,
-    kept: Mutex<LruCache<Key, Arc<OwnedFd>>>,
+    kept: Mutex<LruCache<Key, Arc<OwnedFd>, Numbers>>,
 }
 
 /// A directory of one layer.
@@ -93,7 +94,7 @@ impl Lowers {
     pub fn new(layers: Vec<Layer>, kept: NonZeroUsize) -> Lowers {
         Lowers {
             layers,
-            kept: Mutex::new(LruCache::new(kept)),
+            kept: Mutex::new(LruCache::with_hasher(kept, Numbers::default())),
         }
     }
 

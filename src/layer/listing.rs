@@ -90,6 +90,38 @@ struct Found {
     owners: Vec<Arc<LowerDir>>,
 }
 
+/// Entries and names as a listing has them.
+struct Packed {
+    entries: Vec<Entry>,
+    names: Vec<u8>,
+}
+
+impl Packed {
+    /// With room for these.
+    fn for_names<'a>(names: impl ExactSizeIterator<Item = &'a [u8]>) -> Packed {
+        Packed {
+            entries: Vec::with_capacity(names.len()),
+            names: Vec::with_capacity(names.map(<[u8]>::len).sum()),
+        }
+    }
+
+    fn add(&mut self, object: &Object, owners: usize) -> Result<()> {
+        self.names.extend_from_slice(&object.name);
+        let entry = Entry::new(self.names.len(), owners, object.kind, object.alone);
+        let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
+        self.entries.push(entry.ok_or_else(too_many)?);
+        Ok(())
+    }
+
+    fn listing(self, owners: Vec<Box<[Arc<LowerDir>]>>) -> Listing {
+        Listing {
+            entries: self.entries.into(),
+            names: self.names.into(),
+            owners: owners.into(),
+        }
+    }
+}
+
 /// What is said of a name by the layers above.
 enum Seen {
     Whiteout,
@@ -100,6 +132,9 @@ enum Seen {
 impl Listing {
     /// Reads the listing. A layer that fails fails it all: a partial one would lose files.
     pub fn read(lowers: &Lowers, dirs: &[Arc<LowerDir>]) -> Result<Listing> {
+        if let [only] = dirs {
+            return Listing::of_one(only, read_layer(lowers, only)?.objects);
+        }
         Self::merge(dirs, dirs.iter().map(|dir| read_layer(lowers, dir)))
     }
 
@@ -150,29 +185,31 @@ impl Listing {
         Listing::pack(entries)
     }
 
+    /// What one layer holds, which nothing hides.
+    fn of_one(dir: &Arc<LowerDir>, mut objects: Vec<Object>) -> Result<Listing> {
+        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        objects.dedup_by(|a, b| a.name == b.name);
+        let mut packed = Packed::for_names(objects.iter().map(|object| &*object.name));
+        for object in &objects {
+            packed.add(object, 0)?;
+        }
+        Ok(packed.listing(vec![Box::new([dir.clone()])]))
+    }
+
     fn pack(mut found: Vec<Found>) -> Result<Listing> {
         found.sort_unstable_by(|a, b| a.object.name.cmp(&b.object.name));
-        let mut names = Vec::with_capacity(found.iter().map(|f| f.object.name.len()).sum());
+        let mut packed = Packed::for_names(found.iter().map(|f| &*f.object.name));
         let mut sets: HashMap<Vec<LayerIndex>, usize> = HashMap::new();
         let mut owners = Vec::new();
-        let mut entries = Vec::with_capacity(found.len());
         for f in found {
             let layers = f.owners.iter().map(|dir| dir.layer).collect();
             let set = *sets.entry(layers).or_insert(owners.len());
             if set == owners.len() {
                 owners.push(f.owners.into());
             }
-            let Object { name, kind, alone } = f.object;
-            names.extend_from_slice(&name);
-            let entry = Entry::new(names.len(), set, kind, alone);
-            let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
-            entries.push(entry.ok_or_else(too_many)?);
+            packed.add(&f.object, set)?;
         }
-        Ok(Listing {
-            entries: entries.into(),
-            names: names.into(),
-            owners: owners.into(),
-        })
+        Ok(packed.listing(owners))
     }
 
     /// The entry at a position.

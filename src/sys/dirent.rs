@@ -1,17 +1,38 @@
 //! Reading a directory in one sweep.
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{check_len, fault};
 
+/// How much is asked for at once, in words.
+const WORDS: usize = 8192;
+
+thread_local! {
+    /// The buffer of the thread's last reading. To make and clear one for each costs more than many a
+    /// directory.
+    static BUFFER: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
 /// One raw entry: name and `d_type`. `.` and `..` are left out.
-pub fn read_dir(dir: BorrowedFd<'_>, mut each: impl FnMut(&[u8], u8, u64)) -> io::Result<()> {
-    let mut buf = vec![0u64; 8192];
+pub fn read_dir(dir: BorrowedFd<'_>, each: impl FnMut(&[u8], u8, u64)) -> io::Result<()> {
+    let mut buf = BUFFER.take();
+    buf.resize(WORDS, 0);
+    let done = read_into(dir, &mut buf, each);
+    BUFFER.set(buf);
+    done
+}
+
+fn read_into(
+    dir: BorrowedFd<'_>,
+    buf: &mut [u64],
+    mut each: impl FnMut(&[u8], u8, u64),
+) -> io::Result<()> {
     loop {
         fault::point("getdents")?;
-        let bytes = buf.len() * 8;
+        let bytes = size_of_val(buf);
         // SAFETY: the buffer is writable for its stated length, and aligned for the records.
         let n = unsafe {
             libc::syscall(

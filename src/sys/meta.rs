@@ -5,6 +5,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use nix::NixPath;
+
 use super::{EMPTY, check, cstr, fault, is_path_only};
 
 /// A `struct stat`.
@@ -19,15 +21,13 @@ pub fn blank() -> Stat {
 /// `lstat` of the name; triggers no automount.
 pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     fault::point("fstatat")?;
-    let name = if name.is_empty() {
-        EMPTY.to_owned()
-    } else {
-        cstr(name)?
-    };
     let mut st = MaybeUninit::<libc::stat>::uninit();
     let flags = libc::AT_SYMLINK_NOFOLLOW | libc::AT_EMPTY_PATH | libc::AT_NO_AUTOMOUNT;
-    // SAFETY: `st` is writable and of the right size; the name is NUL-terminated.
-    check(unsafe { libc::fstatat(dir.as_raw_fd(), name.as_ptr(), st.as_mut_ptr(), flags) })?;
+    // The commonest call by far: the name goes over the stack.
+    name.with_nix_path(|name| {
+        // SAFETY: `st` is writable and of the right size; the name is NUL-terminated.
+        check(unsafe { libc::fstatat(dir.as_raw_fd(), name.as_ptr(), st.as_mut_ptr(), flags) })
+    })??;
     // SAFETY: the call succeeded, so the kernel filled all of it.
     Ok(unsafe { st.assume_init() })
 }

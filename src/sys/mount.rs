@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -294,6 +294,18 @@ fn unescape(field: &[u8]) -> PathBuf {
         }
     }
     OsString::from_vec(out).into()
+}
+
+/// Whether the mount of a FUSE descriptor is gone, or its connection was ended.
+pub fn is_over(device: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: device.as_raw_fd(),
+        events: 0,
+        revents: 0,
+    };
+    // SAFETY: one `pollfd`, valid through the call.
+    let found = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    found == 1 && poll.revents & libc::POLLERR != 0
 }
 
 /// Takes the FUSE descriptors out of this process, right before its end: the kernel then fails what

@@ -133,7 +133,7 @@ pub fn block_termination() -> io::Result<SigSet> {
 }
 
 /// Raises the limit of open files as far as it goes.
-pub fn raise_open_files() -> io::Result<()> {
+pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -147,7 +147,7 @@ pub fn raise_open_files() -> io::Result<()> {
     if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(())
+    Ok(limit.rlim_cur)
 }
 
 /// The effective user.

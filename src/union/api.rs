@@ -170,6 +170,9 @@ pub struct UpperSpec {
     pub work: PathBuf,
 }
 
+/// The most directories of one kind that stay open, be ever so many files allowed.
+const MOST_DIRECTORIES: usize = 4096;
+
 /// How much is kept in memory of what can be had again.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -179,6 +182,20 @@ pub struct Limits {
     pub listings: NonZeroUsize,
     /// Descriptors of files of lowers that nobody has open as far as is known, in a read-only union.
     pub files: NonZeroUsize,
+}
+
+impl Limits {
+    /// For a process that may have so many files open: the more directories stay open, the fewer are
+    /// opened again for each of their names.
+    pub fn of(open_files: u64) -> Limits {
+        let least = Limits::default();
+        let share = usize::try_from(open_files / 8).unwrap_or(usize::MAX);
+        let share = NonZeroUsize::new(share.min(MOST_DIRECTORIES));
+        Limits {
+            directories: share.map_or(least.directories, |n| n.max(least.directories)),
+            ..least
+        }
+    }
 }
 
 impl Default for Limits {
@@ -243,4 +260,22 @@ pub struct StatFs {
     pub namelen: u32,
     /// The unit of the block counts, in bytes.
     pub frsize: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_open_files_are_more_open_directories() {
+        let directories = |n| Limits::of(n).directories.get();
+        assert_eq!([0, 1024, 1 << 14].map(directories), [512, 512, 2048]);
+        assert_eq!([1 << 19, u64::MAX].map(directories), [4096; 2]);
+        // Both kinds of directories, and what else is open, have room.
+        assert!(
+            (1 << 13..1 << 20)
+                .step_by(511)
+                .all(|n| 4 * directories(n) as u64 <= n)
+        );
+    }
 }

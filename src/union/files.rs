@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::api::Ino;
 use super::node::LowerAt;
+use crate::hash::Numbers;
 use crate::layer::LowerFile;
 
 /// The table is swept of files that nobody has any more when it has grown by so many.
@@ -26,7 +27,7 @@ pub struct LowerFiles {
 
 #[derive(Debug, Default)]
 struct Open {
-    files: HashMap<Ino, Weak<LowerFile>>,
+    files: HashMap<Ino, Weak<LowerFile>, Numbers>,
     /// Sweep when there are so many.
     sweep: usize,
 }

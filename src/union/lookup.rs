@@ -10,7 +10,7 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, LOWER_BIT, kind_of, shown, stat_merged};
+use super::lowers::{Below, Clue, LOWER_BIT, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
@@ -109,11 +109,23 @@ impl Union {
 
     /// The node under a name, not counted.
     pub(super) fn resolve(&self, parent: &Arc<Node>, name: &[u8]) -> Result<Option<Used<'_>>> {
+        let dir = parent.dir.as_ref();
+        let listing = dir.and_then(|dir| self.kept_listing(&dir.lowers));
+        self.resolve_with(parent, name, Clue::of(listing.as_deref(), name))
+    }
+
+    /// The same for who knows what the lowers' listing says of the name.
+    pub(super) fn resolve_with(
+        &self,
+        parent: &Arc<Node>,
+        name: &[u8],
+        clue: Clue<'_>,
+    ) -> Result<Option<Used<'_>>> {
         check_name(name)?;
         loop {
             let tree = self.read_tree();
             let held = self.held(&tree, parent, name)?;
-            if let Some(node) = self.standing(parent, name, held.as_ref()) {
+            if let Some(node) = self.standing(parent, name, held.as_ref(), clue) {
                 return Ok(Some(self.table.used(node)));
             }
             let (watch, node) = match held {
@@ -131,13 +143,13 @@ impl Union {
                     }
                     let watch = self.table.watch(seen.ino);
                     drop(tree);
-                    let below = self.below_upper(&seen, parent, name)?;
+                    let below = self.below_upper(&seen, parent, name, clue)?;
                     (watch, self.upper_node(seen, name, below))
                 }
                 Some(_) => return Ok(None),
                 None => {
                     drop(tree);
-                    let Some(below) = self.below_in(parent, name)? else {
+                    let Some(below) = self.below_in(parent, name, clue)? else {
                         if self.held(&self.read_tree(), parent, name)? == held {
                             return Ok(None);
                         }
@@ -170,10 +182,16 @@ impl Union {
 
     /// The node that stands under a name, where memory alone tells: the number that goes with the name
     /// is known, and the node of that number says that it stands there.
-    fn standing(&self, parent: &Node, name: &[u8], held: Option<&Held>) -> Option<Arc<Node>> {
+    fn standing(
+        &self,
+        parent: &Node,
+        name: &[u8],
+        held: Option<&Held>,
+        clue: Clue<'_>,
+    ) -> Option<Arc<Node>> {
         let ino = match held {
             Some(held) => held.object.map(|_| held.ino)?,
-            None => self.number_below(parent, name)?,
+            None => self.number_below(parent, name, clue)?,
         };
         let node = self.table.find(ino)?;
         node.is_at(parent, name, held.is_some()).then_some(node)
@@ -305,7 +323,13 @@ impl Union {
 
     /// The lower part of an upper object: what a directory merges with, where a metadata copy has
     /// its data.
-    fn below_upper(&self, seen: &Seen, parent: &Node, name: &[u8]) -> Result<Option<Below>> {
+    fn below_upper(
+        &self,
+        seen: &Seen,
+        parent: &Node,
+        name: &[u8],
+        clue: Clue<'_>,
+    ) -> Result<Option<Below>> {
         let is_dir = seen.stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
         if seen.hides || !(is_dir || seen.marks.metacopy) {
             return Ok(None);
@@ -319,7 +343,7 @@ impl Union {
                     None => None,
                 }
             }
-            None => self.below_in(parent, name)?,
+            None => self.below_in(parent, name, clue)?,
         };
         let kind = if is_dir { Kind::Dir } else { Kind::File };
         let wanted = |b: &Below| kind_of(b.at.stat.st_mode) == kind;

@@ -11,6 +11,7 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Error, Result};
+use crate::hash::Numbers;
 use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers, Probe};
 use crate::sys::meta::Stat;
 use crate::sys::name;
@@ -33,14 +34,14 @@ pub struct Listings {
 
 #[derive(Debug)]
 struct Kept {
-    listings: LruCache<Key, Arc<Listing>>,
+    listings: LruCache<Key, Arc<Listing>, Numbers>,
     names: usize,
 }
 
 impl Listings {
     /// Keeps at most so many.
     pub fn new(most: NonZeroUsize) -> Listings {
-        let listings = LruCache::new(most);
+        let listings = LruCache::with_hasher(most, Numbers::default());
         Listings {
             kept: Mutex::new(Kept { listings, names: 0 }),
         }
@@ -111,6 +112,22 @@ pub struct Below {
     pub at: LowerAt,
     /// Of a directory: all that merge, topmost first.
     pub dirs: Vec<Arc<LowerDir>>,
+}
+
+/// What is known of a name in the lowers before any of them is asked.
+#[derive(Clone, Copy, Debug)]
+pub enum Clue<'a> {
+    /// What the listing of the directory says.
+    Listed(Option<Listed<'a>>),
+    /// No listing is at hand.
+    Unlisted,
+}
+
+impl Clue<'_> {
+    /// What a listing says of the name, if there is one.
+    pub fn of<'a>(listing: Option<&'a Listing>, name: &[u8]) -> Clue<'a> {
+        listing.map_or(Clue::Unlisted, |listing| Clue::Listed(listing.get(name)))
+    }
 }
 
 /// How many absent names a directory is asked for before its listing is read: about as many as reading
@@ -220,12 +237,11 @@ impl Union {
     }
 
     /// The number of what the lowers hold under a name, if they hold it and it has one name only.
-    pub(super) fn number_below(&self, parent: &Node, name: &[u8]) -> Option<u64> {
-        let dirs = &parent.dir.as_ref()?.lowers;
-        match (self.kept_listing(dirs), dirs.as_slice()) {
-            (Some(listing), _) => number_of(&listing.get(name)?),
-            (None, [only]) => Some(lower_ino(only.hash_of(name))),
-            (None, _) => None,
+    pub(super) fn number_below(&self, parent: &Node, name: &[u8], clue: Clue<'_>) -> Option<u64> {
+        match (clue, parent.dir.as_ref()?.lowers.as_slice()) {
+            (Clue::Listed(entry), _) => number_of(&entry?),
+            (Clue::Unlisted, [only]) => Some(lower_ino(only.hash_of(name))),
+            (Clue::Unlisted, _) => None,
         }
     }
 
@@ -233,9 +249,17 @@ impl Union {
     ///
     /// Where one layer alone holds the directory, it is asked for the name itself, until so many names
     /// were not there that its listing would have cost no more. A huge directory is not read for one name.
-    pub(super) fn below_in(&self, parent: &Node, name: &[u8]) -> Result<Option<Below>> {
+    pub(super) fn below_in(
+        &self,
+        parent: &Node,
+        name: &[u8],
+        clue: Clue<'_>,
+    ) -> Result<Option<Below>> {
+        if let Clue::Listed(entry) = clue {
+            return entry.map(|entry| self.below(&entry)).transpose();
+        }
         let dir = parent.as_dir()?;
-        if let ([only], None) = (dir.lowers.as_slice(), self.kept_listing(&dir.lowers))
+        if let [only] = dir.lowers.as_slice()
             && dir.misses.load(Ordering::Relaxed) < most_misses(parent)
         {
             match self.lowers.probe(only, name)? {

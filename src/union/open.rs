@@ -15,6 +15,7 @@ use super::copy_up::{Fresh, Want};
 use super::node::Node;
 use super::work::Temp;
 use crate::error::{Context, Error, Result};
+use crate::hash::Numbers;
 use crate::layer::LowerFile;
 use crate::sys::file;
 use crate::sys::readonly::ReadOnlyFile;
@@ -80,7 +81,7 @@ impl Drop for Handle {
 /// The open files, by the number that the kernel was given.
 #[derive(Debug, Default)]
 pub struct Handles {
-    shards: [Mutex<HashMap<u64, Arc<Handle>>>; 8],
+    shards: [Mutex<HashMap<u64, Arc<Handle>, Numbers>>; 8],
     next: AtomicU64,
 }
 
@@ -100,7 +101,7 @@ impl Handles {
     }
 
     #[expect(clippy::indexing_slicing, reason = "the modulus is below the length")]
-    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, Arc<Handle>>> {
+    fn shard(&self, fh: u64) -> &Mutex<HashMap<u64, Arc<Handle>, Numbers>> {
         &self.shards[(fh % 8) as usize]
     }
 

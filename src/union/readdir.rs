@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Attr, DirEntry, Ino, Kind};
-use super::lowers::known_by_listing;
+use super::lowers::{Clue, known_by_listing};
 use super::node::Node;
 use crate::error::{Error, Result};
 
@@ -159,14 +159,9 @@ impl Union {
             return Ok(());
         };
         let listing = self.listing(node)?;
-        let mut show = |name: &[u8], cookie, known: Option<(Ino, Kind)>| {
-            if let Some((ino, kind)) = known {
-                return each(Found::Listed(ino, kind), name, cookie);
-            }
-            let Some(child) = self.resolve(node, name)? else {
-                return Ok(true);
-            };
-            each(Found::Node(&child), name, cookie)
+        let show = |each: Each<'_>, name: &[u8], clue, cookie| {
+            let child = self.resolve_with(node, name, clue)?;
+            child.map_or(Ok(true), |child| each(Found::Node(&child), name, cookie))
         };
         if cookie < UPPER {
             let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);
@@ -176,11 +171,16 @@ impl Union {
                     self.index(&tree, node)?.get(entry.name)
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
+                let cookie = cookie + i as u64 + 1;
                 let known = match held {
                     None if !nodes => known_by_listing(&entry),
                     _ => None,
                 };
-                if shown && !show(entry.name, cookie + i as u64 + 1, known)? {
+                let more = match known {
+                    Some((ino, kind)) => each(Found::Listed(ino, kind), entry.name, cookie)?,
+                    None => !shown || show(each, entry.name, Clue::Listed(Some(entry)), cookie)?,
+                };
+                if !more {
                     return Ok(());
                 }
             }
@@ -200,7 +200,8 @@ impl Union {
             };
             cookie = UPPER + last;
             for (seq, name, object) in &names {
-                if *object && listing.get(name).is_none() && !show(name, UPPER + seq, None)? {
+                let clue = Clue::Listed(None);
+                if *object && listing.get(name).is_none() && !show(each, name, clue, UPPER + seq)? {
                     return Ok(());
                 }
             }

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use super::api::{Ino, ROOT};
 use super::node::Node;
 use crate::error::{Error, Result};
+use crate::hash::Numbers;
 use crate::sync::{AtomicBool, Mutex};
 
 #[cfg(all(test, feature = "shuttle"))]
@@ -38,8 +39,8 @@ pub struct Table {
 
 #[derive(Debug, Default)]
 struct Shard {
-    nodes: HashSet<Entry>,
-    watched: HashMap<Ino, Watched>,
+    nodes: HashSet<Entry, Numbers>,
+    watched: HashMap<Ino, Watched, Numbers>,
     forgets: u32,
 }
 
@@ -224,7 +225,7 @@ impl Table {
                 entry.0.lookups.store(lookups, Ordering::Relaxed);
             }
             if shard.forgets < SWEEP {
-                vec![ino]
+                Vec::new()
             } else {
                 shard.forgets = 0;
                 let unused = |e: &&Entry| e.lookups() == 0;
@@ -232,6 +233,7 @@ impl Table {
                 nodes.map(|e| e.0.ino).collect()
             }
         };
+        self.reap(ino);
         for ino in idle {
             self.reap(ino);
         }
@@ -239,8 +241,8 @@ impl Table {
 
     /// Lets go of a node that nobody needs, and of its parents that it was the last to need.
     pub fn reap(&self, ino: Ino) {
-        let mut candidates = vec![ino];
-        while let Some(ino) = candidates.pop() {
+        let (mut first, mut candidates) = (Some(ino), Vec::new());
+        while let Some(ino) = first.take().or_else(|| candidates.pop()) {
             let gone = {
                 let mut shard = self.shard(ino).lock();
                 if shard.nodes.get(&ino).is_some_and(Entry::is_unused) {

@@ -1,0 +1,64 @@
+//! A cheap hash for tables of numbers: those of nodes, and such as are hashes already. Who names files
+//! chooses none of them; tables of names keep the hash that nobody can foresee.
+
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// Odd, and without a pattern: the golden ratio's share of 2^64.
+const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// Hashes numbers by multiplication, both halves of the product.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NumberHasher(u64);
+
+/// For `HashMap` and the like.
+pub type Numbers = BuildHasherDefault<NumberHasher>;
+
+impl Hasher for NumberHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for chunk in bytes.chunks(8) {
+            let number = chunk.iter().fold(0, |all, b| all << 8 | u64::from(*b));
+            self.write_u64(number);
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.write_u64(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        let product = u128::from(self.0.rotate_left(5) ^ number) * u128::from(FACTOR);
+        self.0 = product as u64 ^ (product >> 64) as u64;
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.write_u64(number as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::hash::BuildHasher;
+
+    use super::*;
+
+    /// Numbers that differ only in high bits, only in low ones, or by a stride, fall apart in the bits that a
+    /// table of their size uses.
+    #[test]
+    fn numbers_are_spread() {
+        const N: u64 = 1 << 12;
+        for shift in [0, 4, 12, 32, 48, 52] {
+            let places: HashSet<u64> = (0..N)
+                .map(|n| Numbers::default().hash_one(n << shift) % (2 * N))
+                .collect();
+            // Random places would be 79 of 100.
+            assert!(places.len() as u64 > N / 2, "{shift}: {}", places.len());
+        }
+        let bytes = |bytes: &[u8]| Numbers::default().hash_one(bytes);
+        assert_ne!(bytes(b"123456789"), bytes(b"123456780"));
+    }
+}
