@@ -165,6 +165,8 @@ impl Union {
                 continue;
             }
             let kind = node.kind;
+            // Before others can find it, who may ask for its place.
+            node.add_link(parent, name, held.is_some());
             let Some(node) = watch.intern(node) else {
                 continue;
             };

@@ -135,6 +135,7 @@ impl World {
             let tree = self.tree.read();
             let made = early.then(make);
             if let Some(node) = self.table.find(ino) {
+                assert!(node.parent().is_some(), "no place");
                 return self.hold(self.table.used(node));
             }
             let watch = early.then(|| self.table.watch(ino));
@@ -142,6 +143,7 @@ impl World {
             let watch = watch.unwrap_or_else(|| self.table.watch(ino));
             let made = made.unwrap_or_else(make);
             let tree = self.tree.read();
+            made.add_link(parent, &made.name, false);
             let Some(node) = watch.intern(made) else {
                 continue;
             };
