@@ -43,6 +43,16 @@ fn is_mounted_elsewhere(mnt: &Path) -> bool {
 /// How long another test may hold a mount namespace.
 const NAMESPACES: Duration = Duration::from_secs(150);
 
+/// Waits until what was mounted there is gone from the namespaces that other tests made meanwhile, too:
+/// each copies all mounts.
+fn wait_for_namespaces(mnt: &Path) {
+    let begun = Instant::now();
+    while is_mounted_elsewhere(mnt) {
+        assert!(begun.elapsed() < NAMESPACES, "a namespace stays");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 /// The program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_cvmfs-union");
 
@@ -246,14 +256,11 @@ impl Fixture {
         self.mnt.join(relative)
     }
 
-    /// What was mounted there last may go on in a namespace that another test made meanwhile, since that
-    /// copies all mounts; then the upper is in use until it ends.
+    /// What was mounted there last may go on in a namespace; then the upper is in use until it ends.
     pub fn mount(&mut self) {
         let mut output = self.try_mount();
-        let begun = Instant::now();
-        while !output.status.success() && is_mounted_elsewhere(&self.mnt) {
-            assert!(begun.elapsed() < NAMESPACES, "a namespace stays");
-            std::thread::sleep(Duration::from_millis(100));
+        if !output.status.success() && is_mounted_elsewhere(&self.mnt) {
+            wait_for_namespaces(&self.mnt);
             output = self.try_mount();
         }
         let (out, err) = (text(&output.stdout), text(&output.stderr));

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Mounted, Scratch, daemon, run, sys, text};
+use super::{Mounted, Scratch, daemon, run, sys, text, wait_for_namespaces};
 
 /// Enough for each mkfs; the image is sparse.
 const IMAGE_SIZE: u64 = 512 << 20;
@@ -76,6 +76,8 @@ impl Volume {
     pub fn mount_again(&mut self) {
         let dir = self.path();
         daemon::wait("the volume is in use", || nix::mount::umount(&dir).is_ok());
+        // Where it goes on, the device would show it as it was in memory.
+        wait_for_namespaces(&dir);
         std::mem::forget(self.mounted.take());
         let image = self.scratch.path().join("image");
         let mount = ["-o", &self.options];

@@ -155,9 +155,17 @@ impl UnionFs {
         lane: impl FnOnce(&Union) -> Option<Lane>,
         job: impl FnOnce(&Union) + Send + 'static,
     ) {
+        self.tidy();
         match self.spot(lane) {
             Spot::Here(_busy) => self.here(op, || job(&self.union)),
             Spot::Pool(lane) => self.submit(op, lane, job),
+        }
+    }
+
+    /// Sees to it that memory goes back.
+    fn tidy(&self) {
+        if self.union.has_freed() {
+            self.trim.soon(&self.union);
         }
     }
 

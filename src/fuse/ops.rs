@@ -57,10 +57,9 @@ impl Filesystem for UnionFs {
 
     fn forget(&self, _: &Request, ino: Node, nlookup: u64) {
         self.here("forget", || {
-            if self.union.forget(ino.0, nlookup) {
-                self.trim.soon(&self.union);
-            }
+            self.union.forget(ino.0, nlookup);
         });
+        self.tidy();
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -20,6 +20,9 @@ use crate::sys::name;
 /// more.
 const KEPT_NAMES: usize = 1 << 18;
 
+/// To read a listing of so many names takes much memory for a moment.
+const MANY_NAMES: usize = 1 << 16;
+
 /// Mixed into the number of an object that comes from a lower; upper-born numbers lack it.
 pub const LOWER_BIT: u64 = 1 << 62;
 
@@ -30,6 +33,8 @@ type Key = Vec<(u32, u64)>;
 #[derive(Debug)]
 pub struct Listings {
     kept: Mutex<Kept>,
+    /// One of many names was read since somebody asked.
+    read_many: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,7 @@ impl Listings {
         let listings = LruCache::with_hasher(most, Numbers::default());
         Listings {
             kept: Mutex::new(Kept { listings, names: 0 }),
+            read_many: AtomicBool::new(false),
         }
     }
 
@@ -74,6 +80,11 @@ impl Listings {
         Ok(listing)
     }
 
+    /// Whether much memory has become free by reading since this was asked last.
+    pub fn have_read_many(&self) -> bool {
+        self.read_many.load(Ordering::Relaxed) && self.read_many.swap(false, Ordering::Relaxed)
+    }
+
     /// Reads that of the root. On CVMFS a layer is slow to answer for the first time, so all are asked at
     /// once.
     pub fn read_roots(&self, lowers: &Lowers) -> Result<()> {
@@ -87,6 +98,9 @@ impl Listings {
     }
 
     fn put(&self, key: Key, listing: Arc<Listing>) {
+        if listing.len() > MANY_NAMES {
+            self.read_many.store(true, Ordering::Relaxed);
+        }
         let mut kept = self.kept.lock();
         kept.names += listing.len();
         if let Some((_, old)) = kept.listings.push(key, listing) {

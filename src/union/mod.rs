@@ -130,10 +130,15 @@ impl Union {
         Ok(union)
     }
 
-    /// Takes `n` lookups of a node back. True: much memory has become free of late.
-    pub fn forget(&self, ino: Ino, n: u64) -> bool {
+    /// Takes `n` lookups of a node back.
+    pub fn forget(&self, ino: Ino, n: u64) {
         self.table.forget(ino, n);
-        self.table.has_shrunk()
+    }
+
+    /// Whether much memory has become free since this was asked last: nodes have gone, or a large
+    /// directory was read.
+    pub fn has_freed(&self) -> bool {
+        self.table.has_shrunk() || self.listings.have_read_many()
     }
 
     /// The union is about to be mounted there: what lies below is not looked at by path any more.
