@@ -140,6 +140,7 @@ impl Counter {
         let mut counter = Counter(Vec::new());
         for cpu in numbers(online.trim()) {
             let event = open(id, -1, cpu)?;
+            // SAFETY: the filter ends with a NUL.
             let done = unsafe { libc::ioctl(event.as_raw_fd(), SET_FILTER, filter.as_ptr()) };
             if done != 0 {
                 return Err(format!("{filter:?}: {}", sys::Errno::last()));
@@ -191,6 +192,7 @@ fn open(id: u64, pid: i32, cpu: i32) -> Result<OwnedFd, String> {
         ..Attr::default()
     };
     let (none, cloexec) = (-1, 8);
+    // SAFETY: the structure has the size that it says, and the call only reads it.
     let fd = unsafe {
         libc::syscall(
             libc::SYS_perf_event_open,
@@ -204,6 +206,7 @@ fn open(id: u64, pid: i32, cpu: i32) -> Result<OwnedFd, String> {
     if fd < 0 {
         return Err(format!("perf_event_open: {}", sys::Errno::last()));
     }
+    // SAFETY: the call returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 

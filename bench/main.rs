@@ -8,7 +8,6 @@
     clippy::indexing_slicing,
     clippy::string_slice,
     clippy::unreachable,
-    clippy::undocumented_unsafe_blocks,
     clippy::let_underscore_must_use
 )]
 

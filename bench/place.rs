@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
+
 use crate::support::foreground::Daemon;
 use crate::support::{Fixture, System, run, sys, text, umount};
 
@@ -166,12 +169,9 @@ pub fn drop_names() {
 
 /// Processor time of another process, all its threads, to the nanosecond.
 pub fn cpu_of(pid: u32) -> f64 {
-    let mut clock = 0;
-    let found = unsafe { libc::clock_getcpuclockid(pid as i32, &raw mut clock) };
-    assert_eq!(found, 0, "no process {pid}");
-    let mut time: libc::timespec = unsafe { std::mem::zeroed() };
-    assert_eq!(unsafe { libc::clock_gettime(clock, &raw mut time) }, 0);
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    let clock = clock_getcpuclockid(Pid::from_raw(pid as i32)).expect("no such process");
+    let time = clock.now().unwrap();
+    time.tv_sec() as f64 + time.tv_nsec() as f64 / 1e9
 }
 
 /// The layers of the image that `scripts/bench-image` has built.

@@ -1,6 +1,5 @@
 //! The loops that are measured. Each runs in a process of its own, in the mounted root, and times itself.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -9,6 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{AccessFlags, ForkResult, fork};
 use serde_json::{Value, json};
 
 use crate::support::random::Random;
@@ -139,21 +140,19 @@ fn cpu() -> f64 {
 
 /// Runs the body in so many processes at once, and waits for them.
 fn forked(n: usize, body: impl Fn(usize)) {
-    let start = |i| match unsafe { libc::fork() } {
-        0 => {
+    // SAFETY: this process has one thread, so that its child may do all that it does.
+    let start = |i| match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
             body(i);
+            // SAFETY: nothing is to be tidied up in the child.
             unsafe { libc::_exit(0) }
-        }
-        pid => {
-            assert!(pid > 0);
-            pid
         }
     };
     let children: Vec<_> = (0..n).map(start).collect();
     for pid in children {
-        let mut status = 0;
-        assert_eq!(unsafe { libc::waitpid(pid, &raw mut status, 0) }, pid);
-        assert_eq!(status, 0, "a process failed");
+        let ended = waitpid(pid, None);
+        assert_eq!(ended, Ok(WaitStatus::Exited(pid, 0)), "a process failed");
     }
 }
 
@@ -162,8 +161,7 @@ fn stat(path: &str) {
 }
 
 fn absent(path: &str) {
-    let path = CString::new(path).unwrap();
-    assert_ne!(unsafe { libc::access(path.as_ptr(), libc::F_OK) }, 0);
+    assert!(nix::unistd::access(path, AccessFlags::F_OK).is_err());
 }
 
 fn open(path: &str) -> File {
@@ -270,7 +268,7 @@ fn run(args: &[String], chroot: bool) {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     if chroot {
-        // Only a system call between fork and exec.
+        // SAFETY: only system calls are made between fork and exec.
         unsafe {
             command.pre_exec(|| {
                 std::os::unix::fs::chroot(".")?;

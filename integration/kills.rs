@@ -13,6 +13,9 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use self::worker::Worker;
 use crate::support::script::{Item, Random, all_old, layer, put};
 use crate::support::sys;
@@ -169,7 +172,7 @@ impl Stack {
         daemon::signal(pid, libc::SIGTERM);
         std::thread::sleep(Duration::from_micros(self.random.below(3_000) as u64));
         // It may be gone.
-        unsafe { libc::kill(pid, libc::SIGKILL) };
+        let _gone = nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGKILL);
         daemon::wait_for_end(pid);
     }
 

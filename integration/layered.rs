@@ -1,7 +1,6 @@
 //! Layers: what lowers hide and show, what the upper remembers, how a mount lives and dies.
 
 use std::fs;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use crate::support::daemon;
@@ -402,8 +401,8 @@ fn held_directories_stay_busy() {
         .arg(&f.mnt));
     assert!(!output.status.success(), "a busy mount was unmounted");
     let mut byte = [0u8; 1];
-    let got = unsafe { libc::read(held.as_raw_fd(), byte.as_mut_ptr().cast(), 1) };
-    assert_eq!((got, byte), (1, *b"l"));
+    let got = nix::unistd::read(&held, &mut byte);
+    assert_eq!((got, byte), (Ok(1), *b"l"));
 }
 
 /// Layers as CVMFS has them, with their `thin.json`; `missing` names one that is not there.

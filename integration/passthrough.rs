@@ -80,6 +80,26 @@ fn opens_of_all_kinds_agree() {
     }
 }
 
+/// How a file is open is decided anew when the last has closed it.
+#[test]
+fn what_was_copied_up_goes_past_the_daemon_once_it_is_opened_anew() {
+    let Some(f) = mounted("anew", "upper") else {
+        return;
+    };
+    let data = vec![7; 8 << 20];
+    let reader = sys::open(f.at("f"), libc::O_RDONLY, 0).unwrap();
+    let passes = || {
+        let before = written_by_daemon(&f);
+        fs::write(f.at("f"), &data).unwrap();
+        assert!(fs::read(f.at("f")).unwrap() == data);
+        written_by_daemon(&f) - before < 1 << 20
+    };
+    assert!(!passes(), "while it is open through the page cache");
+    drop(reader);
+    // The kernel tells of a close when it likes.
+    daemon::wait("it still goes through the daemon", passes);
+}
+
 const SIZE: usize = 4 << 20;
 
 /// A union without an upper, of a file system that counts what it is asked.

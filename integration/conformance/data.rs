@@ -1,8 +1,13 @@
 //! Data: reading and writing, sizes, mappings, locks, programs.
 
+use std::fs::{File, TryLockError};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::process::Command;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
 
 use super::read;
 use crate::support::sys::{self, Errno};
@@ -197,61 +202,45 @@ pub fn locks(dir: &Path) {
     sys::make(&file, b"content").unwrap();
     let fd = sys::open(&file, libc::O_RDWR, 0).unwrap();
     let other = sys::open(&file, libc::O_RDWR, 0).unwrap();
-    let lock = |kind: i32, start: i64, size: i64| {
-        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-        lock.l_type = kind as i16;
-        lock.l_start = start;
-        lock.l_len = size;
-        lock
-    };
-    let fcntl = |fd: i32, command: i32, mut lock: libc::flock| {
-        let result = unsafe { libc::fcntl(fd, command, &mut lock) };
-        if result < 0 {
-            Err(Errno::last())
-        } else {
-            Ok(lock)
-        }
+    let lock = |kind: i32, start: i64, size: i64| libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: start,
+        l_len: size,
+        l_pid: 0,
     };
     // Open-file-description locks are between descriptors.
-    fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_WRLCK, 0, 4)).unwrap();
-    let conflict = fcntl(
-        other.as_raw_fd(),
-        libc::F_OFD_SETLK,
-        lock(libc::F_RDLCK, 3, 1),
-    );
+    let set = |fd: &OwnedFd, lock: libc::flock| fcntl(fd, FcntlArg::F_OFD_SETLK(&lock));
+    set(&fd, lock(libc::F_WRLCK, 0, 4)).unwrap();
+    let conflict = set(&other, lock(libc::F_RDLCK, 3, 1));
     assert_eq!(conflict.err(), Some(Errno::EAGAIN));
-    fcntl(
-        other.as_raw_fd(),
-        libc::F_OFD_SETLK,
-        lock(libc::F_WRLCK, 4, 1),
-    )
-    .unwrap();
-    fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, lock(libc::F_UNLCK, 0, 0)).unwrap();
-    fcntl(
-        other.as_raw_fd(),
-        libc::F_OFD_SETLK,
-        lock(libc::F_UNLCK, 0, 0),
-    )
-    .unwrap();
+    set(&other, lock(libc::F_WRLCK, 4, 1)).unwrap();
+    set(&fd, lock(libc::F_UNLCK, 0, 0)).unwrap();
+    set(&other, lock(libc::F_UNLCK, 0, 0)).unwrap();
     // Record locks are between processes.
-    fcntl(fd.as_raw_fd(), libc::F_SETLK, lock(libc::F_WRLCK, 0, 4)).unwrap();
-    let query = lock(libc::F_RDLCK, 0, 0);
-    let child = unsafe { libc::fork() };
-    if child == 0 {
-        let mut query = query;
-        let result = unsafe { libc::fcntl(other.as_raw_fd(), libc::F_GETLK, &mut query) };
-        let seen = result == 0 && query.l_type == libc::F_WRLCK as i16 && query.l_len == 4;
-        unsafe { libc::_exit(i32::from(!seen)) };
-    }
-    let mut status = 0;
-    assert_eq!(unsafe { libc::waitpid(child, &mut status, 0) }, child);
-    assert_eq!(status, 0, "another process sees the record lock");
+    fcntl(&fd, FcntlArg::F_SETLK(&lock(libc::F_WRLCK, 0, 4))).unwrap();
+    let mut query = lock(libc::F_RDLCK, 0, 0);
+    // SAFETY: the child makes system calls only, of which the last ends it.
+    let child = match unsafe { fork() }.unwrap() {
+        ForkResult::Parent { child } => child,
+        ForkResult::Child => {
+            let result = fcntl(&other, FcntlArg::F_GETLK(&mut query));
+            let held = query.l_type == libc::F_WRLCK as i16 && query.l_len == 4;
+            let seen = result.is_ok() && held;
+            // SAFETY: nothing is to be tidied up in the child.
+            unsafe { libc::_exit(i32::from(!seen)) }
+        }
+    };
+    let ended = waitpid(child, None);
+    let seen = Ok(WaitStatus::Exited(child, 0));
+    assert_eq!(ended, seen, "another process sees the record lock");
     // And flock.
-    let flock = |fd: i32, how: i32| unsafe { libc::flock(fd, how | libc::LOCK_NB) };
-    assert_eq!(flock(fd.as_raw_fd(), libc::LOCK_EX), 0);
-    assert_eq!(flock(other.as_raw_fd(), libc::LOCK_SH), -1);
-    assert_eq!(flock(fd.as_raw_fd(), libc::LOCK_UN), 0);
-    assert_eq!(flock(other.as_raw_fd(), libc::LOCK_SH), 0);
+    let (fd, other) = (File::from(fd), File::from(other));
+    fd.try_lock().unwrap();
+    let conflict = other.try_lock_shared();
+    assert!(matches!(conflict, Err(TryLockError::WouldBlock)));
+    fd.unlock().unwrap();
+    other.try_lock_shared().unwrap();
 }
 
 pub fn temporary_file(dir: &Path) {

@@ -1,9 +1,11 @@
 //! Mounts in user namespaces: what the image holds lends nobody rights, inside or outside.
 
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+
+use nix::sched::CloneFlags;
 
 use super::others::locked_out;
 use crate::rootless::{program_for_users, with_signals};
@@ -21,19 +23,15 @@ fn enter_namespace(command: &mut Command) {
     let (wait, mut go) = std::io::pipe().unwrap();
     let (tell, wait) = (OwnedFd::from(tell), OwnedFd::from(wait));
     command.uid(BASE).gid(BASE).current_dir("/");
-    unsafe {
-        command.pre_exec(move || {
-            let failed = |result: i64| match result {
-                -1 => Err(std::io::Error::last_os_error()),
-                _ => Ok(()),
-            };
-            failed(libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNS).into())?;
-            let pid = libc::getpid().to_ne_bytes();
-            let mut byte = [0u8];
-            failed(libc::write(tell.as_raw_fd(), pid.as_ptr().cast(), 4) as i64)?;
-            failed(libc::read(wait.as_raw_fd(), byte.as_mut_ptr().cast(), 1) as i64)
-        });
-    }
+    let enter = move || {
+        nix::sched::unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS)?;
+        let pid = nix::unistd::getpid().as_raw().to_ne_bytes();
+        nix::unistd::write(&tell, &pid)?;
+        nix::unistd::read(&wait, &mut [0])?;
+        Ok(())
+    };
+    // SAFETY: only system calls are made between fork and exec.
+    unsafe { command.pre_exec(enter) };
     std::thread::spawn(move || {
         let mut pid = [0; 4];
         ready.read_exact(&mut pid).unwrap();

@@ -84,6 +84,7 @@ fn build(root: &Path) {
 fn access(path: &Path, mode: i32, flags: i32) -> sys::Result<()> {
     let path = sys::c(path);
     let at = libc::AT_FDCWD;
+    // SAFETY: the path ends with a NUL.
     match unsafe { libc::syscall(libc::SYS_faccessat2, at, path.as_ptr(), mode, flags) } {
         0 => Ok(()),
         _ => Err(Errno::last()),

@@ -1,11 +1,12 @@
 //! Set-id bits and file capabilities go when they go in a plain directory, whatever way the data or the
 //! owner are changed, and wherever the file stands. For every value of `--passthrough`.
 
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::SpliceFFlags;
+
 use crate::support::creds::Creds;
-use crate::support::sys::{self, Errno};
+use crate::support::sys;
 use crate::support::{Fixture, Scratch, isolated, require_all};
 
 const OWNER: u32 = 1000;
@@ -25,23 +26,17 @@ fn splice(path: &Path) -> sys::Result<()> {
     let fd = writable(path)?;
     let (from, to) = nix::unistd::pipe()?;
     sys::write(&to, b"splice")?;
-    let none = std::ptr::null_mut();
-    let (from, fd) = (from.as_raw_fd(), fd.as_raw_fd());
-    match unsafe { libc::splice(from, none, fd, none, 6, 0) } {
-        6 => Ok(()),
-        _ => Err(Errno::last()),
-    }
+    let moved = nix::fcntl::splice(from, None, fd, None, 6, SpliceFFlags::empty())?;
+    assert_eq!(moved, 6);
+    Ok(())
 }
 
 fn copy_into(path: &Path) -> sys::Result<()> {
     let source = sys::open(path.with_file_name("source"), libc::O_RDONLY, 0)?;
     let to = writable(path)?;
-    let none = std::ptr::null_mut();
-    let (from, to) = (source.as_raw_fd(), to.as_raw_fd());
-    match unsafe { libc::copy_file_range(from, none, to, none, 6, 0) } {
-        6 => Ok(()),
-        _ => Err(Errno::last()),
-    }
+    let copied = nix::fcntl::copy_file_range(source, None, to, None, 6)?;
+    assert_eq!(copied, 6);
+    Ok(())
 }
 
 fn set_acl(path: &Path) -> sys::Result<()> {

@@ -8,10 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::fcntl::{AT_FDCWD, AtFlags};
+use nix::sys::ptrace;
+use nix::unistd::Pid;
+
 use crate::rootless::{self, USER, as_ordinary_user};
 use crate::support::creds::Creds;
 use crate::support::daemon;
-use crate::support::sys::{self, Errno};
+use crate::support::sys::{self, Errno, Handle};
 use crate::support::{Fixture, PROGRAM, Scratch, Tree, isolated, require_all, run, text};
 
 const STRANGER: u32 = 12346;
@@ -44,59 +48,25 @@ pub fn daemon_is_closed(mnt: &Path, uid: u32) {
         for fd in &fds {
             closed("descriptor", sys::open(fd, libc::O_RDONLY, 0).map(drop));
         }
-        let none = std::ptr::null_mut::<libc::c_void>();
-        let traced = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, none, none) };
-        assert_eq!((traced, Errno::last()), (-1, Errno::EPERM));
+        let traced = ptrace::seize(Pid::from_raw(pid), ptrace::Options::empty());
+        assert_eq!(traced, Err(Errno::EPERM));
+        // SAFETY: the call takes numbers only.
         let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        // SAFETY: the call takes numbers only.
         let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, 3, 0) };
         assert_eq!((taken, Errno::last()), (-1, Errno::EPERM));
-        unsafe { libc::close(i32::try_from(pidfd).unwrap()) };
+        nix::unistd::close(i32::try_from(pidfd).unwrap()).unwrap();
     });
-}
-
-/// The room for a handle of `open_by_handle_at`.
-#[repr(C)]
-struct Handle {
-    bytes: u32,
-    kind: i32,
-    data: [u8; 128],
-}
-
-fn handle_of(path: &Path) -> Handle {
-    let mut handle = Handle {
-        bytes: 128,
-        kind: 0,
-        data: [0; 128],
-    };
-    let (path, mut id) = (sys::c(path), 0i32);
-    let at = (&raw mut handle).cast::<libc::file_handle>();
-    let cwd = libc::AT_FDCWD;
-    let got = unsafe { libc::name_to_handle_at(cwd, path.as_ptr(), at, &mut id, 0) };
-    assert_eq!(got, 0, "{}", Errno::last());
-    handle
 }
 
 /// As FUSE makes them: the number of a node, and its generation.
 fn forged(node: u64) -> Handle {
-    let mut data = [0; 128];
-    data[..4].copy_from_slice(&((node >> 32) as u32).to_ne_bytes());
-    data[4..8].copy_from_slice(&(node as u32).to_ne_bytes());
-    Handle {
-        bytes: 12,
-        kind: 0x81,
-        data,
-    }
+    let [high, low] = [(node >> 32) as u32, node as u32].map(u32::to_ne_bytes);
+    Handle::new(0x81, &[high, low, [0; 4]].concat())
 }
 
-fn open_handle(mount: &impl AsRawFd, handle: &mut Handle) -> sys::Result<()> {
-    let at = (&raw mut *handle).cast::<libc::file_handle>();
-    match unsafe { libc::open_by_handle_at(mount.as_raw_fd(), at, libc::O_RDONLY) } {
-        -1 => Err(Errno::last()),
-        fd => {
-            unsafe { libc::close(fd) };
-            Ok(())
-        }
-    }
+fn open_handle(mount: &impl AsRawFd, handle: &Handle) -> sys::Result<()> {
+    handle.open(mount, libc::O_RDONLY).map(drop)
 }
 
 /// A work directory beside the upper; the upper holds a file that only it knows by number.
@@ -161,9 +131,9 @@ fn handles_of_what_is_beneath() {
     }
     let fixture = fixture();
     let mount = sys::open(&fixture.mnt, libc::O_RDONLY | libc::O_DIRECTORY, 0).unwrap();
-    let own = &mut handle_of(&fixture.at("dir/file"));
+    let own = Handle::of(fixture.at("dir/file")).unwrap();
     assert_eq!(
-        open_handle(&mount, own),
+        open_handle(&mount, &own),
         Ok(()),
         "a handle of the mount's own"
     );
@@ -176,13 +146,13 @@ fn handles_of_what_is_beneath() {
         fixture.lowers[0].join("gone"),
     ];
     for path in &beneath {
-        let real = open_handle(&mount, &mut handle_of(path));
+        let real = open_handle(&mount, &Handle::of(path).unwrap());
         assert_eq!(real, Err(Errno::ESTALE), "{}", path.display());
         let node = sys::stat(path).unwrap().st_ino;
-        let guessed = open_handle(&mount, &mut forged(node));
+        let guessed = open_handle(&mount, &forged(node));
         assert_eq!(guessed, Err(Errno::ESTALE), "{}", path.display());
         Creds::user(STRANGER, STRANGER, &[]).run(|| {
-            let said = open_handle(&mount, &mut forged(node));
+            let said = open_handle(&mount, &forged(node));
             assert!(said.is_err(), "{}", path.display());
         });
     }
@@ -233,10 +203,9 @@ fn descriptors_opened_anew() {
             assert_eq!(sys::pread(&by_root, 9, 0).unwrap(), b"secret");
             assert_eq!(sys::fchmod(&by_root, 0o666), Err(Errno::EPERM));
             let linked = format!("/proc/self/fd/{}", path.as_raw_fd());
-            let (from, to) = (sys::c(linked), sys::c(root.join("link")));
-            let (cwd, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
-            let made = unsafe { libc::linkat(cwd, from.as_ptr(), cwd, to.as_ptr(), follow) };
-            assert_eq!(made, -1);
+            let (to, follow) = (root.join("link"), AtFlags::AT_SYMLINK_FOLLOW);
+            let made = nix::unistd::linkat(AT_FDCWD, linked.as_str(), AT_FDCWD, &to, follow);
+            assert!(made.is_err());
         });
         assert_eq!(fs::read(root.join("public")).unwrap(), b"public");
     }

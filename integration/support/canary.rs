@@ -1,9 +1,10 @@
 //! A place that nobody has any business in: who opens something there is heard.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::AT_FDCWD;
 use nix::mount::MsFlags;
+use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 
 use super::{Compare, Mounted, Scratch, Tree, sys};
 
@@ -11,7 +12,7 @@ use super::{Compare, Mounted, Scratch, Tree, sys};
 pub struct Canary {
     dir: PathBuf,
     before: Tree,
-    events: OwnedFd,
+    events: Fanotify,
     // Dropped in this order.
     _mounted: Mounted,
     _scratch: Scratch,
@@ -63,22 +64,9 @@ impl Canary {
 
     /// How often something was opened, read or changed here since the last call.
     pub fn heard(&self) -> usize {
-        let mut buffer = [0u8; 4096];
         let mut heard = 0;
-        while let Ok(n) = nix::unistd::read(&self.events, &mut buffer) {
-            let mut at = 0;
-            while at < n {
-                let event: libc::fanotify_event_metadata = unsafe {
-                    buffer
-                        .as_ptr()
-                        .add(at)
-                        .cast::<libc::fanotify_event_metadata>()
-                        .read_unaligned()
-                };
-                drop(unsafe { OwnedFd::from_raw_fd(event.fd) });
-                at += event.event_len as usize;
-                heard += 1;
-            }
+        while let Ok(events) = self.events.read_events() {
+            heard += events.len();
         }
         heard
     }
@@ -97,18 +85,14 @@ impl Canary {
     }
 }
 
-/// The descriptors that come with events; that of a FIFO must not wait.
-const EVENT_FLAGS: u32 = (libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC) as u32;
-
-fn watch(dir: &Path) -> OwnedFd {
-    let flags = libc::FAN_CLASS_NOTIF | libc::FAN_NONBLOCK | libc::FAN_CLOEXEC;
-    let fd = unsafe { libc::fanotify_init(flags, EVENT_FLAGS) };
-    assert!(fd >= 0, "fanotify_init: {}", sys::Errno::last());
-    let events = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mask = libc::FAN_OPEN | libc::FAN_ACCESS | libc::FAN_MODIFY | libc::FAN_ONDIR;
-    let (path, mark) = (sys::c(dir), libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM);
-    let fd = events.as_raw_fd();
-    let done = unsafe { libc::fanotify_mark(fd, mark, mask, libc::AT_FDCWD, path.as_ptr()) };
-    assert_eq!(done, 0, "fanotify_mark: {}", sys::Errno::last());
+fn watch(dir: &Path) -> Fanotify {
+    let flags = InitFlags::FAN_CLASS_NOTIF | InitFlags::FAN_NONBLOCK | InitFlags::FAN_CLOEXEC;
+    // The descriptors that come with events; that of a FIFO must not wait.
+    let opened = EventFFlags::O_RDONLY | EventFFlags::O_NONBLOCK | EventFFlags::O_CLOEXEC;
+    let events = Fanotify::init(flags, opened).unwrap();
+    let mask =
+        MaskFlags::FAN_OPEN | MaskFlags::FAN_ACCESS | MaskFlags::FAN_MODIFY | MaskFlags::FAN_ONDIR;
+    let mark = MarkFlags::FAN_MARK_ADD | MarkFlags::FAN_MARK_FILESYSTEM;
+    events.mark(mark, mask, AT_FDCWD, Some(dir)).unwrap();
     events
 }

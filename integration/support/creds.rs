@@ -81,6 +81,7 @@ impl Creds {
         let bits = |caps: &[u32]| caps.iter().fold(0u64, |all, cap| all | 1 << cap);
         let mut header = [0x2008_0522_u32, 0];
         let mut data = [0u32; 6];
+        // SAFETY: the structures have the sizes that this version of the call says.
         unsafe {
             call(libc::syscall(
                 libc::SYS_capget,
@@ -97,6 +98,7 @@ impl Creds {
         let (low, high) = (caps as u32, (caps >> 32) as u32);
         let data = [low, low, 0, high, high, 0];
         let (uid, gid) = (self.uid, self.gid);
+        // SAFETY: the list has as many groups as is said, the structures the sizes of this version.
         unsafe {
             let groups = self.groups.as_ptr();
             call(libc::syscall(

@@ -7,6 +7,10 @@ use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::sys::signal::{Signal, kill as kill_with};
+use nix::unistd::Pid;
+
 use super::sys::{self, Errno};
 use super::{Fixture, run, text};
 
@@ -43,7 +47,8 @@ pub fn io(mnt: &Path, word: &str) -> u64 {
 }
 
 pub fn signal(pid: i32, signal: i32) {
-    assert_eq!(unsafe { libc::kill(pid, signal) }, 0, "signal {signal}");
+    let signal = Signal::try_from(signal).unwrap();
+    assert_eq!(kill_with(Pid::from_raw(pid), signal), Ok(()), "{signal}");
 }
 
 /// Waits until it is so.
@@ -57,8 +62,8 @@ pub fn wait(otherwise: &str, mut so: impl FnMut() -> bool) {
 
 /// Waits for the end of a process that is not our child.
 pub fn wait_for_end(pid: i32) {
-    wait("the daemon does not end", || unsafe {
-        libc::kill(pid, 0) != 0
+    wait("the daemon does not end", || {
+        kill_with(Pid::from_raw(pid), None).is_err()
     });
 }
 
@@ -80,12 +85,12 @@ pub fn serve(fixture: &Fixture, device: OwnedFd) -> Output {
     let fd = device.as_raw_fd();
     let mut command = fixture.mount_command();
     command.arg(format!("/dev/fd/{fd}"));
-    // Cleared in the child only, so that no other test's child inherits the descriptor too.
-    unsafe {
-        command.pre_exec(move || match libc::fcntl(fd, libc::F_SETFD, 0) {
-            -1 => Err(std::io::Error::last_os_error()),
-            _ => Ok(()),
-        });
-    }
+    // In the child only, so that no other test's child inherits the descriptor too.
+    let inherit = move || {
+        fcntl(&device, FcntlArg::F_SETFD(FdFlag::empty()))?;
+        Ok(())
+    };
+    // SAFETY: only a system call is made between fork and exec.
+    unsafe { command.pre_exec(inherit) };
     run(&mut command)
 }

@@ -122,7 +122,7 @@ pub fn run_bounded(args: &[&dyn AsRef<OsStr>], log: &Path, most: u64) -> Ended {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(fs::File::create(log).unwrap());
-    // Only a system call between fork and exec.
+    // SAFETY: only a system call is made between fork and exec.
     unsafe { command.pre_exec(limit) };
     wait(command.spawn().unwrap(), log)
 }

@@ -26,7 +26,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use nix::mount::MsFlags;
+use nix::mount::{MntFlags, MsFlags};
+use nix::sched::CloneFlags;
+use nix::sys::stat::Mode;
 
 pub use tree::{Compare, Node, Tree};
 
@@ -88,7 +90,7 @@ fn have(what: &str) -> Result<(), String> {
         }
     };
     match what {
-        "root" if unsafe { libc::geteuid() } != 0 => Err("the tests do not run as root".into()),
+        "root" if !nix::unistd::geteuid().is_root() => Err("the tests do not run as root".into()),
         "root" => Ok(()),
         "fuse" => fs::OpenOptions::new()
             .read(true)
@@ -472,8 +474,7 @@ pub fn umount(system: System, mnt: &Path) -> Result<(), String> {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-    let path = sys::c(mnt);
-    unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };
+    let _detached = nix::mount::umount2(mnt, MntFlags::MNT_DETACH);
     Err(format!("umount {}: {said}", mnt.display()))
 }
 
@@ -492,8 +493,8 @@ pub fn now() -> i64 {
 pub fn isolated<T: Send>(body: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            assert_eq!(unsafe { libc::unshare(libc::CLONE_FS) }, 0);
-            unsafe { libc::umask(0o022) };
+            nix::sched::unshare(CloneFlags::CLONE_FS).unwrap();
+            nix::sys::stat::umask(Mode::from_bits_retain(0o022));
             body()
         });
         thread

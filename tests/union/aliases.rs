@@ -70,6 +70,12 @@ fn check_file(stack: &Stack, merged: Merged, names: &[&str], data: &[u8]) {
     one_file(&stack.reopen(merged), names, data);
 }
 
+/// Opens it to write, which brings its data, and writes nothing.
+fn open_to_write(m: &Merged, path: &str) {
+    let fh = m.open(path, libc::O_RDWR).unwrap();
+    m.close(fh);
+}
+
 fn change_mode(m: &Merged) {
     m.chmod("a", 0o600).unwrap();
 }
@@ -110,10 +116,22 @@ fn a_slow_lookup_of_an_alias_takes_no_data_back() {
     for whiteouts in DIALECTS {
         let case = Case {
             before: change_mode,
-            slow: |m| {
-                let fh = m.open("b", libc::O_RDWR).unwrap();
-                m.close(fh);
-            },
+            slow: |m| open_to_write(m, "b"),
+            meanwhile: |m| m.write("a", b"changed").unwrap(),
+        };
+        let stack = three_names(whiteouts);
+        case.check(&stack, &["a", "b", "dir/c"], b"changed");
+    }
+}
+
+/// The same under the name that was copied up: while the lookup reads one mark after the other of what
+/// it found there, no data come and take marks away.
+#[test]
+fn a_slow_lookup_reads_all_marks_at_one_time() {
+    for whiteouts in DIALECTS {
+        let case = Case {
+            before: change_mode,
+            slow: |m| open_to_write(m, "a"),
             meanwhile: |m| m.write("a", b"changed").unwrap(),
         };
         let stack = three_names(whiteouts);

@@ -128,6 +128,8 @@ const OPS: &[(&str, Act)] = &[
     ("write second", |m| overwrite(m, "second", 0)),
     ("chmod second", |m| said(m.chmod("second", 0o600))),
     ("link second", |m| said(m.link("second", "dir/third"))),
+    ("write plain", |m| overwrite(m, "plain", 0)),
+    ("write more of plain", |m| overwrite(m, "plain", 4)),
     ("rename first", |m| moved(m, "first", "dir/first", REPLACE)),
     ("read first", |m| read(m, "first")),
     ("replace second", |m| moved(m, "plain", "second", REPLACE)),
@@ -373,6 +375,8 @@ fn pair(before: Before, a: &str, b: &str) {
 #[test]
 fn a_slow_lookup_takes_no_data_back() {
     pair(Before::Metadata, "write", "write more");
+    // In a directory that stays known, and what it says of the name stays the same.
+    pair(Before::Metadata, "write plain", "write more of plain");
 }
 
 /// Bug: a lookup took a name for unchanged although two objects had changed places, and what was
