@@ -5,6 +5,7 @@
 //! goes from the top down.
 
 use cvmfs_union::union::api::Kind;
+use nix::errno::Errno;
 
 use crate::support::fs::join;
 use crate::support::{Disk, Fs, Merged, Stack};
@@ -50,6 +51,9 @@ const ALL: [Says; 9] = [
     Says::FileAndWh,
     Says::DirAndWh,
 ];
+
+/// Of at most so many names each is asked for alone: the layers are listed anew for each.
+const ALONE: usize = 125;
 
 /// What the merged tree holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,18 +116,34 @@ fn say_dir(disk: &Disk, layer: usize, name: &str) {
     disk.with_file(&join(name, "same"), &format!("{layer}"));
 }
 
-/// What the union says.
-fn asked(merged: &Merged, name: &str) -> Merge {
-    if !merged.exists(name) {
-        return Merge::None;
+/// What the union says, if the layers of a directory are found out by `layers_of`.
+fn asked(merged: &Merged, name: &str, layers_of: impl Fn() -> Vec<usize>) -> Merge {
+    match merged.stat(name) {
+        Err(Errno::ENOENT) => Merge::None,
+        Err(e) => panic!("{name}: {e}"),
+        Ok(attr) if attr.kind == Kind::File => Merge::File(number(merged, name)),
+        Ok(_) => Merge::Dir(layers_of()),
     }
-    let number = |path: &str| {
-        let data = merged.read(path).unwrap();
-        String::from_utf8(data).unwrap().parse().unwrap()
-    };
-    if merged.stat(name).unwrap().kind == Kind::File {
-        return Merge::File(number(name));
-    }
+}
+
+fn number(merged: &Merged, path: &str) -> usize {
+    let data = merged.read(path).unwrap();
+    String::from_utf8(data).unwrap().parse().unwrap()
+}
+
+/// What it says when directories are listed.
+fn listed(merged: &Merged, name: &str) -> Merge {
+    asked(merged, name, || layers_listed(merged, name))
+}
+
+/// What it says when each name is looked for by itself. Where one layer alone holds a directory, that is
+/// asked for the name.
+fn looked_up(merged: &Merged, name: &str, layers: usize) -> Merge {
+    let shows = |layer: &usize| merged.exists(&join(name, &format!("layer{layer}")));
+    asked(merged, name, || (0..layers).filter(shows).collect())
+}
+
+fn layers_listed(merged: &Merged, name: &str) -> Vec<usize> {
     let names = merged.names(name).unwrap();
     let layers: Vec<usize> = names
         .iter()
@@ -132,10 +152,10 @@ fn asked(merged: &Merged, name: &str) -> Merge {
     assert_eq!(names.len(), layers.len() + 1, "{name} shows {names:?}");
     assert_eq!(
         layers.first(),
-        Some(&number(&join(name, "same"))),
+        Some(&number(merged, &join(name, "same"))),
         "{name}: who owns `same`"
     );
-    Merge::Dir(layers)
+    layers
 }
 
 /// Builds the stacks in a directory of all layers, and asks for each of them.
@@ -157,24 +177,37 @@ fn check(answers: &[Says], layers: usize, top_is_upper: bool, within: &str) {
         }
     }
     let merged = stack.mount();
-    let mut shown = Vec::new();
-    for (name, says) in &all {
-        let want = rule(says);
-        assert_eq!(
-            asked(&merged, &join(within, name)),
-            want,
-            "{says:?}, the topmost first"
-        );
-        if want != Merge::None {
-            shown.push(name.clone());
+    let merges = all.iter().map(|(name, says)| (name, rule(says)));
+    let mut shown: Vec<_> = merges.filter(|(_, want)| *want != Merge::None).collect();
+    shown.sort_by_key(|(name, _)| *name);
+    let shown: Vec<_> = shown.into_iter().map(|(name, _)| name).collect();
+    // Each name is the first that is asked for, and then its directory is listed; the names are asked for
+    // one after the other; all is listed before.
+    for order in ["alone", "in turn", "when listed"] {
+        if order == "alone" && all.len() > ALONE {
+            continue;
         }
+        merged.start_over();
+        let names = || merged.names(within).unwrap();
+        if order == "when listed" {
+            assert_eq!(names().iter().collect::<Vec<_>>(), shown);
+        }
+        for (name, says) in &all {
+            if order == "alone" {
+                merged.start_over();
+            }
+            let (path, want) = (join(within, name), rule(says));
+            let what = format!("{says:?}, the topmost first; asked {order}");
+            assert_eq!(looked_up(&merged, &path, layers), want, "{what}");
+            assert_eq!(listed(&merged, &path), want, "{what}");
+            assert_eq!(looked_up(&merged, &path, layers), want, "{what}");
+        }
+        assert_eq!(
+            names().iter().collect::<Vec<_>>(),
+            shown,
+            "the names of {layers} layers"
+        );
     }
-    shown.sort();
-    assert_eq!(
-        merged.names(within).unwrap(),
-        shown,
-        "the names of {layers} layers"
-    );
 }
 
 #[test]
@@ -198,8 +231,12 @@ fn every_stack_under_an_upper() {
 #[test]
 fn every_stack_in_a_directory_of_all_layers() {
     for answers in FIVE {
-        check(&answers, 4, false, "some/where");
-        check(&answers, 4, true, "some/where");
+        for layers in 1..=4 {
+            check(&answers, layers, false, "some/where");
+        }
+        for layers in 2..=4 {
+            check(&answers, layers, true, "some/where");
+        }
     }
 }
 
@@ -207,8 +244,10 @@ fn every_stack_in_a_directory_of_all_layers() {
 fn every_mix_of_dialects() {
     for layers in 1..=3 {
         check(&ALL, layers, false, "");
+        check(&ALL, layers, false, "some/where");
     }
     for layers in 2..=3 {
         check(&ALL, layers, true, "");
+        check(&ALL, layers, true, "some/where");
     }
 }

@@ -152,6 +152,12 @@ impl Merged {
         }
     }
 
+    /// Nothing is remembered of what was asked so far, but for the root.
+    pub fn start_over(&self) {
+        self.forget();
+        self.union.drop_listings();
+    }
+
     /// Takes all lookups back, and how many nodes are left then. What was in use when it was forgotten
     /// goes at the latest when much else has been forgotten.
     pub fn nodes_left(&self) -> usize {
