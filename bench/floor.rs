@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
 
-use cvmfs_union::fuse::convert::{FOREVER, absent, wire_device};
+use cvmfs_union::fuse::convert::{FOREVER, absent};
 use cvmfs_union::fuse::{Options, negotiate};
 use cvmfs_union::sys::mount::{MountFlags, mount_direct};
 use fuser::{
@@ -19,6 +18,8 @@ use fuser::{
     INodeNo as Node, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request, Session, SessionACL,
 };
+
+use crate::support::slow_fs::file_attr;
 
 const GENERATION: Generation = Generation(0);
 const ROOT: usize = 1;
@@ -70,7 +71,7 @@ impl Floor {
         let meta = fs::symlink_metadata(&path).unwrap();
         let number = self.0.len();
         self.0.push(Object {
-            attr: attr(number as u64, &meta),
+            attr: file_attr(Node(number as u64), &meta),
             path,
             parent,
             names: Vec::new(),
@@ -93,33 +94,6 @@ impl Floor {
 
     fn object(&self, node: Node) -> Option<&Object> {
         self.0.get(node.0 as usize)
-    }
-}
-
-fn attr(number: u64, meta: &Metadata) -> FileAttr {
-    let kind = meta.file_type();
-    let time = |sec: i64, nsec: i64| UNIX_EPOCH + Duration::new(sec as u64, nsec as u32);
-    FileAttr {
-        ino: Node(number),
-        size: meta.size(),
-        blocks: meta.blocks(),
-        atime: time(meta.atime(), meta.atime_nsec()),
-        mtime: time(meta.mtime(), meta.mtime_nsec()),
-        ctime: time(meta.ctime(), meta.ctime_nsec()),
-        crtime: UNIX_EPOCH,
-        kind: match kind {
-            _ if kind.is_dir() => FileType::Directory,
-            _ if kind.is_symlink() => FileType::Symlink,
-            _ if kind.is_char_device() => FileType::CharDevice,
-            _ => FileType::RegularFile,
-        },
-        perm: (meta.mode() & 0o7777) as u16,
-        nlink: meta.nlink() as u32,
-        uid: meta.uid(),
-        gid: meta.gid(),
-        rdev: wire_device(meta.rdev()),
-        blksize: meta.blksize() as u32,
-        flags: 0,
     }
 }
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use cvmfs_union::fuse::convert::wire_device;
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEntry, ReplyOpen, ReplyStatfs,
@@ -180,26 +181,7 @@ impl Shown {
 
     fn attr(&self, path: &Path) -> Result<FileAttr, Errno> {
         let meta = fs::symlink_metadata(self.source.join(path))?;
-        let time = |sec: i64, nsec: i64| -> SystemTime {
-            UNIX_EPOCH + Duration::new(sec.max(0) as u64, nsec as u32)
-        };
-        Ok(FileAttr {
-            ino: self.ino(path),
-            size: meta.size(),
-            blocks: meta.blocks(),
-            atime: time(meta.atime(), meta.atime_nsec()),
-            mtime: time(meta.mtime(), meta.mtime_nsec()),
-            ctime: time(meta.ctime(), meta.ctime_nsec()),
-            crtime: UNIX_EPOCH,
-            kind: kind(meta.file_type()),
-            perm: (meta.mode() & 0o7777) as u16,
-            nlink: meta.nlink() as u32,
-            uid: meta.uid(),
-            gid: meta.gid(),
-            rdev: meta.rdev() as u32,
-            blksize: 4096,
-            flags: 0,
-        })
+        Ok(file_attr(self.ino(path), &meta))
     }
 
     /// The node number 0, which stands for no object.
@@ -218,6 +200,30 @@ impl Shown {
             entries.push((self.ino(&path.join(&name)), kind(entry.file_type()?), name));
         }
         Ok(entries)
+    }
+}
+
+/// The attributes of an object under a number.
+pub fn file_attr(ino: INodeNo, meta: &fs::Metadata) -> FileAttr {
+    let time = |sec: i64, nsec: i64| -> SystemTime {
+        UNIX_EPOCH + Duration::new(sec.max(0) as u64, nsec as u32)
+    };
+    FileAttr {
+        ino,
+        size: meta.size(),
+        blocks: meta.blocks(),
+        atime: time(meta.atime(), meta.atime_nsec()),
+        mtime: time(meta.mtime(), meta.mtime_nsec()),
+        ctime: time(meta.ctime(), meta.ctime_nsec()),
+        crtime: UNIX_EPOCH,
+        kind: kind(meta.file_type()),
+        perm: (meta.mode() & 0o7777) as u16,
+        nlink: meta.nlink() as u32,
+        uid: meta.uid(),
+        gid: meta.gid(),
+        rdev: wire_device(meta.rdev()),
+        blksize: 4096,
+        flags: 0,
     }
 }
 
