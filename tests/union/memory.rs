@@ -125,3 +125,33 @@ fn objects_of_the_upper_cost_no_more() {
         assert!(each <= MOST, "{each} bytes for each of {files} objects");
     }
 }
+
+/// What reading a directory of very many names takes is free afterwards, and has to go back to the
+/// system: each time, or every listing of it leaves more behind.
+#[test]
+fn a_large_listing_leaves_memory_to_give_back() {
+    let stack = Stack::new(1);
+    for i in 0..70_000 {
+        stack.lower(0).with_file(&format!("large/{i}"), "");
+    }
+    stack.lower(0).with_file("small/file", "");
+    let merged = stack.mount();
+    let frees = |name: &str| {
+        let found = merged.union.lookup(ROOT, OsStr::new(name)).unwrap();
+        let ino = found.unwrap().ino;
+        let mut names = 0;
+        let mut each = |_: &cvmfs_union::union::api::DirEntry<'_>| {
+            names += 1;
+            true
+        };
+        merged.union.readdir(ino, 0, &mut each).unwrap();
+        merged.union.forget(ino, 1);
+        (names - 2, merged.union.has_freed())
+    };
+    assert_eq!(frees("small"), (1, false));
+    for _ in 0..2 {
+        assert_eq!(frees("large"), (70_000, true));
+        assert!(!merged.union.has_freed(), "it is said once");
+        merged.union.drop_listings();
+    }
+}
