@@ -62,6 +62,31 @@ pub fn pread(fd: BorrowedFd<'_>, buf: &mut [u8], offset: u64) -> io::Result<usiz
     })
 }
 
+/// `pread(2)` to the end of `data`, without clearing its room first: appends at most `most` bytes, maybe
+/// less, and returns how many; 0 at the end of the file.
+pub fn pread_more(
+    fd: BorrowedFd<'_>,
+    data: &mut Vec<u8>,
+    most: usize,
+    offset: u64,
+) -> io::Result<usize> {
+    fault::point("pread")?;
+    data.reserve(most);
+    let room = data.spare_capacity_mut();
+    // SAFETY: the room is writable for its length, and at least `most` bytes were reserved.
+    let read = check_len(unsafe {
+        libc::pread(
+            fd.as_raw_fd(),
+            room.as_mut_ptr().cast(),
+            most.min(room.len()),
+            offset as libc::off_t,
+        )
+    })?;
+    // SAFETY: the kernel has written so many bytes of the room.
+    unsafe { data.set_len(data.len() + read) };
+    Ok(read)
+}
+
 /// `pwrite(2)`: may write less than all of it.
 pub fn pwrite(fd: BorrowedFd<'_>, buf: &[u8], offset: u64) -> io::Result<usize> {
     fault::point("pwrite")?;

@@ -208,16 +208,15 @@ fn sync(fd: BorrowedFd<'_>, datasync: bool) -> Result<()> {
 
 /// Up to `size` bytes; fewer only at the end of the file, as that is what the kernel takes it for.
 fn read_all(fd: BorrowedFd<'_>, offset: u64, size: usize) -> io::Result<Vec<u8>> {
-    let mut buf = vec![0; size];
-    let mut filled = 0;
-    while let Some(rest) = buf.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file::pread(fd, rest, offset + filled as u64) {
+    let mut data = Vec::with_capacity(size);
+    while data.len() < size {
+        let (rest, at) = (size - data.len(), offset + data.len() as u64);
+        match file::pread_more(fd, &mut data, rest, at) {
             Ok(0) => break,
-            Ok(n) => filled += n,
+            Ok(_) => {}
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
     }
-    buf.truncate(filled);
-    Ok(buf)
+    Ok(data)
 }
