@@ -25,16 +25,16 @@ const NO_FLUSH: FopenFlags = FopenFlags::FOPEN_NOFLUSH;
 
 /// How to answer an open.
 #[derive(Debug)]
-pub enum Answer {
+pub enum Answer<I = BackingId> {
     /// With these flags.
     Plain(FopenFlags),
     /// With these flags and a backing file.
-    Backed(FopenFlags, Arc<BackingId>),
+    Backed(FopenFlags, Arc<I>),
 }
 
 /// Reads and writes with `O_DIRECT` come to this program: the upper's file system might ask for an
 /// alignment. Mappings do not.
-fn backed(id: &Arc<BackingId>, direct: bool) -> Answer {
+fn backed<I>(id: &Arc<I>, direct: bool) -> Answer<I> {
     let flags = if direct {
         FopenFlags::FOPEN_DIRECT_IO | NO_FLUSH
     } else {
@@ -43,23 +43,45 @@ fn backed(id: &Arc<BackingId>, direct: bool) -> Answer {
     Answer::Backed(flags, id.clone())
 }
 
-/// What the open files have in common, by inode.
-#[derive(Debug, Default)]
-pub struct Modes {
+/// What the open files have in common, by inode. A backing file goes when its `I` is dropped.
+#[derive(Debug)]
+pub struct Modes<I = BackingId> {
     /// The kernel takes backing files from us, as far as we know.
     on: AtomicBool,
-    open: Mutex<HashMap<Ino, Mode, Numbers>>,
+    open: Mutex<Open<I>>,
 }
 
+type Open<I> = HashMap<Ino, Mode<I>, Numbers>;
+
 #[derive(Debug)]
-struct Mode {
+struct Mode<I> {
     /// Handles that are not yet released.
     handles: u64,
     /// None: through the page cache.
-    backing: Option<Arc<BackingId>>,
+    backing: Option<Arc<I>>,
 }
 
-impl Modes {
+impl<I> Default for Modes<I> {
+    fn default() -> Self {
+        Modes {
+            on: AtomicBool::new(false),
+            open: Mutex::default(),
+        }
+    }
+}
+
+impl<I> Mode<I> {
+    /// Counts one more handle.
+    fn join(&mut self, direct: bool) -> Answer<I> {
+        self.handles += 1;
+        match &self.backing {
+            Some(id) => backed(id, direct),
+            None => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
+        }
+    }
+}
+
+impl<I> Modes<I> {
     /// The kernel has agreed to take backing files.
     pub fn enable(&self) {
         self.on.store(true, Ordering::Relaxed);
@@ -77,15 +99,11 @@ impl Modes {
         ino: Ino,
         direct: bool,
         data: Option<&Backing>,
-        register: impl Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
-    ) -> Answer {
+        register: impl Fn(BorrowedFd<'_>) -> io::Result<I>,
+    ) -> Answer<I> {
         let mut open = self.open.lock();
         if let Some(mode) = open.get_mut(&ino) {
-            mode.handles += 1;
-            return match &mode.backing {
-                Some(id) => backed(id, direct),
-                None => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
-            };
+            return mode.join(direct);
         }
         let on = self.on.load(Ordering::Relaxed);
         let data = data.filter(|_| on);
@@ -129,15 +147,230 @@ impl Modes {
 
 /// Makes a backing file. Files of layers come as `O_PATH` descriptors, so that only the kernel opens them;
 /// older kernels do not take these.
-fn registered(
+fn registered<I>(
     data: &Backing,
-    register: impl Fn(BorrowedFd<'_>) -> io::Result<BackingId>,
-) -> io::Result<BackingId> {
+    register: impl Fn(BorrowedFd<'_>) -> io::Result<I>,
+) -> io::Result<I> {
     match register(data.as_fd()) {
         Err(e) if e.raw_os_error() == Some(libc::EBADF) => {
             let flags = libc::O_RDONLY | libc::O_NONBLOCK;
             register(file::reopen(data.as_fd(), flags)?.as_fd())
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::{Cell, RefCell};
+    use std::os::fd::OwnedFd;
+    use std::path::Path;
+
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+    use super::*;
+    use crate::sys::readonly::{ReadOnlyFile, ReadOnlyView};
+
+    const FILE: Ino = 7;
+    const OTHER: Ino = 8;
+    const KEEP: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(NO_FLUSH);
+    const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(NO_FLUSH);
+
+    /// The kernel: numbers the backing files, as far as it takes them.
+    #[derive(Default)]
+    struct Kernel {
+        refuses: Cell<Option<i32>>,
+        takes_no_path: bool,
+        given: RefCell<Vec<OwnedFd>>,
+    }
+
+    impl Kernel {
+        fn refusing(errno: i32) -> Kernel {
+            let kernel = Kernel::default();
+            kernel.refuses.set(Some(errno));
+            kernel
+        }
+
+        fn register(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+            let mut given = self.given.borrow_mut();
+            given.push(fd.try_clone_to_owned()?);
+            match self.refuses.get() {
+                None if self.takes_no_path && is_path(fd)? => {
+                    Err(io::Error::from_raw_os_error(libc::EBADF))
+                }
+                None => Ok(given.len()),
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            }
+        }
+
+        fn open(&self, modes: &Modes<usize>, ino: Ino, data: Option<&Backing>) -> Opened {
+            modes.open(ino, false, data, |fd| self.register(fd)).into()
+        }
+
+        fn asked(&self) -> usize {
+            self.given.borrow().len()
+        }
+    }
+
+    /// The flags of an answer, and the number of the backing file.
+    #[derive(Debug, PartialEq)]
+    struct Opened(FopenFlags, Option<usize>);
+
+    impl From<Answer<usize>> for Opened {
+        fn from(answer: Answer<usize>) -> Opened {
+            match answer {
+                Answer::Plain(flags) => Opened(flags, None),
+                Answer::Backed(flags, id) => Opened(flags, Some(*id)),
+            }
+        }
+    }
+
+    fn is_path(fd: BorrowedFd<'_>) -> io::Result<bool> {
+        let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+        Ok(flags.contains(OFlag::O_PATH))
+    }
+
+    fn enabled() -> Modes<usize> {
+        let modes = Modes::default();
+        modes.enable();
+        modes
+    }
+
+    fn upper() -> io::Result<Backing> {
+        let file = OwnedFd::from(tempfile::tempfile()?);
+        Ok(Backing::Upper(Arc::new(file)))
+    }
+
+    /// A view of a directory, and a file on it. None without privileges.
+    fn lower(dir: &Path) -> io::Result<Option<(ReadOnlyView, ReadOnlyFile)>> {
+        std::fs::write(dir.join("file"), b"content")?;
+        let dir = file::open_path(dir, libc::O_PATH | libc::O_DIRECTORY)?;
+        let view = match ReadOnlyView::of(dir.as_fd()) {
+            Err(e) if e.raw_os_error() == Some(libc::EPERM) => return Ok(None),
+            other => other?,
+        };
+        let inside = file::openat(view.root().as_fd(), b"file", libc::O_PATH, 0)?;
+        let file = view.holds(Arc::new(inside))?;
+        Ok(file.map(|file| (view, file)))
+    }
+
+    #[test]
+    fn the_first_open_decides_until_the_last_release() -> io::Result<()> {
+        let (modes, kernel, upper) = (enabled(), Kernel::default(), upper()?);
+        for (first, second) in [(None, Some(&upper)), (Some(&upper), None)] {
+            assert!(modes.undecided(FILE));
+            let decided = kernel.open(&modes, FILE, first);
+            let asked = kernel.asked();
+            assert_eq!(decided.1, first.map(|_| asked));
+            assert_eq!(kernel.open(&modes, FILE, second), decided);
+            assert_eq!(decided.0, if first.is_some() { NO_FLUSH } else { KEEP });
+            let direct = modes.open(FILE, true, second, |fd| kernel.register(fd));
+            let flags = if first.is_some() { DIRECT } else { KEEP };
+            assert_eq!(Opened::from(direct), Opened(flags, decided.1));
+            for _ in 0..3 {
+                assert!(!modes.undecided(FILE));
+                assert_eq!(kernel.asked(), asked, "for one that is decided");
+                modes.release(FILE);
+            }
+        }
+        assert!(modes.undecided(FILE));
+        Ok(())
+    }
+
+    #[test]
+    fn a_backing_file_goes_with_the_last_who_has_it_open() -> io::Result<()> {
+        let (modes, upper) = (Modes::default(), upper()?);
+        modes.enable();
+        let alive = Arc::new(());
+        for _ in 0..2 {
+            let answer = modes.open(FILE, false, Some(&upper), |_| Ok(alive.clone()));
+            assert!(matches!(answer, Answer::Backed(..)));
+        }
+        modes.release(FILE);
+        assert_eq!(Arc::strong_count(&alive), 2);
+        modes.release(FILE);
+        assert_eq!(Arc::strong_count(&alive), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_handed_out_unless_the_kernel_has_agreed() -> io::Result<()> {
+        let (modes, kernel) = (Modes::default(), Kernel::default());
+        assert!(!modes.undecided(FILE));
+        assert_eq!(
+            kernel.open(&modes, FILE, Some(&upper()?)),
+            Opened(KEEP, None)
+        );
+        assert_eq!(kernel.asked(), 0);
+        Ok(())
+    }
+
+    /// Without privileges, and on a stacked file system, no other file would be taken either.
+    #[test]
+    fn a_file_that_is_refused_goes_through_the_page_cache() -> io::Result<()> {
+        let upper = upper()?;
+        for (errno, for_good) in [
+            (libc::EPERM, true),
+            (libc::ELOOP, true),
+            (libc::EBADF, false),
+            (libc::ENOMEM, false),
+            (libc::EIO, false),
+        ] {
+            let (modes, kernel) = (enabled(), Kernel::refusing(errno));
+            // The page cache may be from before a time of passthrough.
+            let refused = kernel.open(&modes, FILE, Some(&upper));
+            assert_eq!(refused, Opened(NO_FLUSH, None), "{errno}");
+            // But not from before this open.
+            let again = kernel.open(&modes, FILE, Some(&upper));
+            assert_eq!(again, Opened(KEEP, None), "{errno}");
+            kernel.refuses.set(None);
+            assert_eq!(modes.undecided(OTHER), !for_good, "{errno}");
+            let other = kernel.open(&modes, OTHER, Some(&upper));
+            assert_eq!(other.1.is_none(), for_good, "{errno}");
+        }
+        Ok(())
+    }
+
+    /// Nobody writes a file of a layer, so what is in the page cache stays right.
+    #[test]
+    fn a_file_of_a_layer_that_is_refused_stays_in_the_page_cache() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let Some((_view, file)) = lower(dir.path())? else {
+            return Ok(());
+        };
+        let (modes, kernel) = (enabled(), Kernel::refusing(libc::ENOMEM));
+        let answer = kernel.open(&modes, FILE, Some(&Backing::Lower(file)));
+        assert_eq!(answer, Opened(KEEP, None));
+        assert_eq!(kernel.asked(), 1);
+        Ok(())
+    }
+
+    /// It is opened then, for reading, and where nobody can write it.
+    #[test]
+    fn older_kernels_take_an_open_file_of_a_layer() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        for takes_no_path in [false, true] {
+            let Some((view, file)) = lower(dir.path())? else {
+                return Ok(());
+            };
+            let kernel = Kernel {
+                takes_no_path,
+                ..Kernel::default()
+            };
+            let asked = 1 + usize::from(takes_no_path);
+            let answer = kernel.open(&enabled(), FILE, Some(&Backing::Lower(file)));
+            assert_eq!(answer, Opened(NO_FLUSH, Some(asked)));
+            let mut given = kernel.given.into_inner();
+            assert_eq!(given.len(), asked);
+            let last = given.remove(asked - 1);
+            assert_eq!(is_path(last.as_fd())?, !takes_no_path);
+            if takes_no_path {
+                let mut content = [0; 8];
+                assert_eq!(file::pread(last.as_fd(), &mut content, 0)?, 7);
+                assert_eq!(&content, b"content\0");
+            }
+            assert!(view.holds(Arc::new(last))?.is_some());
+        }
+        Ok(())
     }
 }
