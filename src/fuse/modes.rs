@@ -101,10 +101,10 @@ impl<I> Modes<I> {
         data: Option<&Backing>,
         register: impl Fn(BorrowedFd<'_>) -> io::Result<I>,
     ) -> Answer<I> {
-        let mut open = self.open.lock();
-        if let Some(mode) = open.get_mut(&ino) {
+        if let Some(mode) = self.open.lock().get_mut(&ino) {
             return mode.join(direct);
         }
+        // Without the lock, as it may mean to open a file of a layer.
         let on = self.on.load(Ordering::Relaxed);
         let data = data.filter(|_| on);
         let backing = data.and_then(|data| match registered(data, register) {
@@ -114,6 +114,11 @@ impl<I> Modes<I> {
                 None
             }
         });
+        let mut open = self.open.lock();
+        if let Some(mode) = open.get_mut(&ino) {
+            // Somebody else has decided meanwhile.
+            return mode.join(direct);
+        }
         let answer = match (&backing, data) {
             (Some(id), _) => backed(id, direct),
             // What is in the page cache may be from before a time of passthrough.
@@ -165,12 +170,16 @@ mod tests {
     use std::cell::{Cell, RefCell};
     use std::os::fd::OwnedFd;
     use std::path::Path;
+    use std::thread;
+    use std::time::Duration;
 
+    use crossbeam_channel::unbounded;
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
     use super::*;
     use crate::sys::readonly::{ReadOnlyFile, ReadOnlyView};
 
+    const PATIENCE: Duration = Duration::from_secs(10);
     const FILE: Ino = 7;
     const OTHER: Ino = 8;
     const KEEP: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(NO_FLUSH);
@@ -290,6 +299,39 @@ mod tests {
         assert_eq!(Arc::strong_count(&alive), 2);
         modes.release(FILE);
         assert_eq!(Arc::strong_count(&alive), 1);
+        Ok(())
+    }
+
+    /// Bug: all opens waited while an older kernel had a file of a layer opened that did not answer.
+    #[test]
+    fn opens_do_not_wait_for_the_registering_of_another_file() -> io::Result<()> {
+        let (modes, upper) = (enabled(), upper()?);
+        let (registering, begun) = unbounded();
+        let (go, wait) = unbounded::<()>();
+        thread::scope(|scope| {
+            let slow = scope.spawn(|| {
+                let answer = modes.open(FILE, false, Some(&upper), |_| {
+                    registering.send(()).map_err(io::Error::other)?;
+                    wait.recv_timeout(PATIENCE).map_err(io::Error::other)?;
+                    Ok(1)
+                });
+                Opened::from(answer)
+            });
+            assert!(begun.recv_timeout(PATIENCE).is_ok());
+            let kernel = Kernel::default();
+            for ino in [OTHER, FILE] {
+                let opened = kernel.open(&modes, ino, Some(&upper));
+                assert!(opened.1.is_some());
+            }
+            modes.release(OTHER);
+            assert!(go.send(()).is_ok());
+            // Somebody has decided meanwhile.
+            assert_eq!(slow.join().ok(), Some(Opened(NO_FLUSH, Some(2))));
+        });
+        modes.release(FILE);
+        assert!(!modes.undecided(FILE));
+        modes.release(FILE);
+        assert!(modes.undecided(FILE));
         Ok(())
     }
 
