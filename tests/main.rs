@@ -13,6 +13,7 @@ mod descriptor;
 mod faults;
 mod fuzz;
 mod model;
+mod requests;
 mod resolve;
 mod semantics;
 mod support;

@@ -199,7 +199,7 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         let Some(kind) = convert::rename_kind(flags) else {
-            return reply.error(Errno::EINVAL);
+            return self.here("rename", || reply.error(Errno::EINVAL));
         };
         let lane = changing([(parent.0, Some(name)), (to.0, Some(to_name))]);
         let (name, to_name) = (name.to_owned(), to_name.to_owned());
@@ -246,7 +246,7 @@ impl Filesystem for UnionFs {
 
     fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
         if !self.opens.files {
-            return reply.error(Errno::ENOSYS);
+            return self.here("open", || reply.error(Errno::ENOSYS));
         }
         let caller = caller(req, 0);
         let modes = Arc::clone(&self.modes);
@@ -380,7 +380,7 @@ impl Filesystem for UnionFs {
     fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
         if self.writeback {
             // Only the kernel knows what it has collected, and where the file ends.
-            return reply.error(Errno::ENOSYS);
+            return self.here("lseek", || reply.error(Errno::ENOSYS));
         }
         self.run("lseek", reading(ino.0), move |union| {
             match union.lseek(handle(ino, fh), offset, whence) {
@@ -404,7 +404,7 @@ impl Filesystem for UnionFs {
         reply: ReplyWrite,
     ) {
         if !flags.is_empty() {
-            return reply.error(Errno::EINVAL);
+            return self.here("copy_file_range", || reply.error(Errno::EINVAL));
         }
         let len = len.min(MAX_COPY) as usize;
         let both = [(ino_in.0, None), (ino_out.0, None)];
