@@ -59,6 +59,12 @@ mod tests {
     #[test]
     fn none_waits_for_another() {
         let meet = Barrier::new(MOST);
-        ask(&[(); MOST], |()| meet.wait());
+        // Each thread answers two, of which one comes long after those of all others.
+        let of: Vec<usize> = (0..2 * MOST).collect();
+        let answers = ask(&of, |n| {
+            meet.wait();
+            *n
+        });
+        assert_eq!(answers, of);
     }
 }

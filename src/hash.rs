@@ -60,5 +60,9 @@ mod tests {
         }
         let bytes = |bytes: &[u8]| Numbers::default().hash_one(bytes);
         assert_ne!(bytes(b"123456789"), bytes(b"123456780"));
+        assert_ne!(bytes(b"123456789"), bytes(b"023456789"));
+        let both = |numbers: (u32, u64)| Numbers::default().hash_one(numbers);
+        assert_ne!(both((1, 2)), both((2, 1)));
+        assert_ne!(both((1, 2)), both((2, 2)));
     }
 }

@@ -144,9 +144,17 @@ mod tests {
         Ok((reader, writer.into()))
     }
 
-    fn watch(receivers: &Arc<Receivers>, device: OwnedFd) -> JoinHandle<io::Result<()>> {
+    fn watch(
+        receivers: &Arc<Receivers>,
+        device: OwnedFd,
+        last_wait: Duration,
+    ) -> JoinHandle<io::Result<()>> {
         let receivers = receivers.clone();
-        thread::spawn(move || receivers.watch(device, LOOK))
+        thread::spawn(move || receivers.watch(device, last_wait))
+    }
+
+    fn kind(ended: io::Result<()>) -> Option<io::ErrorKind> {
+        ended.err().map(|e| e.kind())
     }
 
     /// Whether it comes to be so.
@@ -175,11 +183,10 @@ mod tests {
     fn the_end_of_the_session_is_the_end() -> io::Result<()> {
         let receivers = Arc::new(Receivers::new(2));
         let (_mount, device) = device()?;
-        let watch = watch(&receivers, device);
+        let watch = watch(&receivers, device, LOOK);
         let busy = receivers.enter();
         receivers.ended(Err(io::ErrorKind::InvalidData.into()));
         assert!(soon(|| watch.is_finished()));
-        let kind = |ended: io::Result<()>| ended.err().map(|e| e.kind());
         let ended = watch.join().ok().and_then(kind);
         assert_eq!(ended, Some(io::ErrorKind::InvalidData));
         drop(busy);
@@ -190,7 +197,7 @@ mod tests {
     fn a_receiver_that_waits_does_not_keep_the_end_away() -> io::Result<()> {
         let receivers = Arc::new(Receivers::new(2));
         let (mount, device) = device()?;
-        let watch = watch(&receivers, device);
+        let watch = watch(&receivers, device, LOOK);
         let busy = receivers.enter();
         assert!(busy.is_some());
         thread::sleep(LOOK * 4);
@@ -201,11 +208,28 @@ mod tests {
         Ok(())
     }
 
+    /// Those who still wait when the mount is gone may come to an end yet.
+    #[test]
+    fn the_last_news_are_waited_for() -> io::Result<()> {
+        let receivers = Arc::new(Receivers::new(2));
+        let (mount, device) = device()?;
+        let watch = watch(&receivers, device, PATIENCE);
+        let _busy = receivers.enter();
+        drop(mount);
+        thread::sleep(LOOK * 4);
+        assert!(!watch.is_finished());
+        receivers.ended(Err(io::ErrorKind::InvalidData.into()));
+        assert!(soon(|| watch.is_finished()));
+        let ended = watch.join().ok().and_then(kind);
+        assert_eq!(ended, Some(io::ErrorKind::InvalidData));
+        Ok(())
+    }
+
     #[test]
     fn nobody_looks_while_nothing_is_done() -> io::Result<()> {
         let receivers = Arc::new(Receivers::new(2));
         let (mount, device) = device()?;
-        let watch = watch(&receivers, device);
+        let watch = watch(&receivers, device, LOOK);
         for _ in 0..3 {
             let busy = receivers.enter();
             assert!(receivers.watched.load(Ordering::SeqCst));

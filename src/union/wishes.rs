@@ -114,6 +114,18 @@ mod tests {
         assert_eq!(given(&wishes, 100, 0), 0, "find");
     }
 
+    /// A few names that are wanted again and again tell nothing of others.
+    #[test]
+    fn no_more_names_are_wanted_than_there_are() {
+        let wishes = Wishes::default();
+        assert!(!list(&wishes, FEW, 100 * FEW));
+        assert!(!list(&Wishes::default(), FEW - 1, FEW - 1), "too few");
+        let moment = wishes.listed(4 * FEW);
+        assert!(!wishes.attributes());
+        (0..4 * FEW).for_each(|_| wishes.looked_up(moment));
+        assert!(wishes.attributes());
+    }
+
     #[test]
     fn what_is_looked_up_long_afterwards_says_nothing() {
         let wishes = Wishes::default();

@@ -160,7 +160,6 @@ fn creations_and_removals_add_up() {
     });
 }
 
-/// Everything at once on few names, with listings and evictions in between.
 /// Bug: a lookup came upon a node that another one had just entered, asked for its place in the upper before
 /// its name was known there, and failed with ESTALE.
 #[test]
@@ -178,6 +177,7 @@ fn lookups_of_one_name_all_find_it() {
     });
 }
 
+/// Everything at once on few names, with listings and evictions in between.
 #[test]
 fn storms_leave_what_they_show() {
     const NAMES: [&str; 12] = [
