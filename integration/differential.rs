@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::support::script::{Item, Op, Random, SLOTS, Side, USER, all_old, layer, put};
 use crate::support::{
-    Compare, Fixture, Scratch, Tree, isolated, now, require_all, setting, sys, text,
+    Compare, Fixture, Scratch, Tree, check_listings, isolated, now, require_all, setting, sys, text,
 };
 
 fn compare(
@@ -54,9 +54,13 @@ pub fn stress(root: &Path, seed: u64, ops: usize) {
 
 /// Runs a seed on a plain tree and on `other`; `remount` makes it anew in place. Link counts of
 /// directories are compared where the file system has any.
-fn run(seed: u64, ops: usize, plain: &Path, other: &Path, remount: impl FnMut()) {
+fn run(seed: u64, ops: usize, plain: &Path, other: &Path, mut remount: impl FnMut()) {
     let counts = sys::stat(plain).unwrap().st_nlink > 1;
-    compared(seed, ops, plain, other, counts, remount);
+    check_listings(other);
+    compared(seed, ops, plain, other, counts, || {
+        remount();
+        check_listings(other);
+    });
 }
 
 pub fn compared(

@@ -30,7 +30,7 @@ use nix::mount::{MntFlags, MsFlags};
 use nix::sched::CloneFlags;
 use nix::sys::stat::Mode;
 
-pub use tree::{Compare, Node, Tree};
+pub use tree::{Compare, Node, Tree, check_listings};
 
 pub use self::systems::{System, fuse_overlayfs};
 

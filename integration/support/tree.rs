@@ -26,6 +26,26 @@ pub struct Node {
     pub same_as: Vec<u8>,
 }
 
+/// All listings of a tree tell the numbers and kinds that attributes tell. Attributes are asked for when all
+/// is listed, so none come with the names because they seem to be wanted.
+pub fn check_listings(root: &Path) {
+    let (mut dirs, mut listed) = (vec![root.to_owned()], Vec::new());
+    while let Some(dir) = dirs.pop() {
+        for entry in sys::readdir(&dir).unwrap() {
+            if entry.name != b"." && entry.name != b".." {
+                let path = dir.join(OsStr::from_bytes(&entry.name));
+                dirs.extend((entry.kind == libc::DT_DIR).then(|| path.clone()));
+                listed.push((path, entry.ino, u32::from(entry.kind) << 12));
+            }
+        }
+    }
+    for (path, ino, kind) in listed {
+        let seen = sys::lstat(&path).unwrap();
+        let seen = (seen.st_ino, seen.st_mode & libc::S_IFMT);
+        assert_eq!((ino, kind), seen, "{}", path.display());
+    }
+}
+
 /// How two trees are compared.
 #[derive(Clone, Copy)]
 pub struct Compare {

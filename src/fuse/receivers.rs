@@ -97,16 +97,19 @@ impl Receivers {
                     return result;
                 }
                 if !self.any_busy() {
-                    self.watched.store(false, Ordering::SeqCst);
-                    // Who began before that has told nobody.
-                    let missed = self.any_busy();
-                    if missed {
-                        self.watched.store(true, Ordering::SeqCst);
-                    }
+                    self.rest();
                 } else if mount::is_over(device.as_fd()) {
                     return self.last_news(last_wait);
                 }
             }
+        }
+    }
+
+    /// The watch looks no more, unless somebody has begun meanwhile, who has told nobody.
+    fn rest(&self) {
+        self.watched.store(false, Ordering::SeqCst);
+        if self.any_busy() {
+            self.watched.store(true, Ordering::SeqCst);
         }
     }
 
@@ -240,9 +243,43 @@ mod tests {
         drop(mount);
         thread::sleep(LOOK * 2);
         assert!(!watch.is_finished());
-        receivers.ended(Ok(()));
+        receivers.ended(Err(io::ErrorKind::InvalidData.into()));
         assert!(soon(|| watch.is_finished()));
-        assert!(matches!(watch.join(), Ok(Ok(()))));
+        let ended = watch.join().ok().and_then(kind);
+        assert_eq!(ended, Some(io::ErrorKind::InvalidData));
         Ok(())
+    }
+
+    /// Who begins while the watch comes to rest is looked after, or has told of it.
+    #[test]
+    fn nobody_begins_unseen() {
+        let receivers = Receivers::new(2);
+        let (rests, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::SeqCst) {
+                    if !receivers.any_busy() {
+                        receivers.rest();
+                    }
+                    rests.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+            let end = Instant::now() + LOOK * 6;
+            let mut tries = (0..20_000).take_while(|_| Instant::now() < end);
+            let unseen = tries.find(|_| {
+                receivers.watched.store(true, Ordering::SeqCst);
+                let busy = receivers.enter();
+                let begun = rests.load(Ordering::SeqCst);
+                while rests.load(Ordering::SeqCst) < begun + 2 {
+                    thread::yield_now();
+                }
+                let seen = receivers.watched.load(Ordering::SeqCst);
+                let told = receivers.news.try_iter().count() > 0;
+                drop(busy);
+                !seen && !told
+            });
+            over.store(true, Ordering::SeqCst);
+            assert_eq!(unseen, None);
+        });
     }
 }

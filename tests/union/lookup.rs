@@ -180,3 +180,26 @@ fn an_upper_has_one_union_at_a_time() {
     );
     assert_eq!(merged.stat("").unwrap().kind, Kind::Dir);
 }
+
+/// What is in memory is found there, whether a listing tells of it or one layer holds the directory alone.
+#[test]
+fn a_known_name_costs_no_layer_anything() {
+    let stack = Stack::new(2);
+    stack.lower(0).with_file("both/f", "");
+    stack.lower(1).with_file("both/g", "");
+    stack.lower(1).with_file("one/f", "");
+    let merged = stack.mount();
+    let asked = || -> u64 {
+        let layers = merged.union.counts().layers;
+        let asked = layers.iter().flat_map(|layer| &layer.asked);
+        asked.map(|(_, seen)| seen.count).sum()
+    };
+    for path in ["both/f", "both/g", "one/f"] {
+        let before = asked();
+        let first = merged.walk(path).unwrap();
+        assert!(asked() > before, "{path}");
+        let before = asked();
+        assert_eq!(merged.walk(path).unwrap(), first);
+        assert_eq!(asked(), before, "{path}");
+    }
+}

@@ -275,3 +275,38 @@ fn names_alone_have_their_numbers() {
     drop(merged);
     assert_eq!(names(&stack.mount()), want);
 }
+
+/// On CVMFS the attributes of a directory's names come with them if those of the last ones were wanted: such
+/// as a layer was not asked for, and would have to be.
+#[test]
+fn attributes_are_wanted_of_what_was_listed_alone() {
+    const EACH: usize = 10;
+    let stack = Stack::new(1);
+    let lower = stack.lower(0);
+    lower.with_xattr("", "user.fqrn", "images.example.org");
+    for i in 0..EACH {
+        for dir in ["all", "dirs", "more"] {
+            lower.with_file(&format!("{dir}/file{i}"), "");
+            lower.with_file(&format!("{dir}/dir{i}/f"), "");
+        }
+    }
+    // Which directory is listed, what of it is looked up, and whether that tells of a wish.
+    for (path, looked_up, wanted) in [
+        ("all", &["file", "dir"][..], true),
+        ("dirs", &["dir"], false),
+        ("more", &["new"], false),
+    ] {
+        let merged = stack.mount();
+        let in_upper = (0..EACH).map(|i| format!("more/new{i}"));
+        in_upper.for_each(|path| merged.write(&path, b"").unwrap());
+        let ino = dir(&merged, path);
+        some(&merged, ino, 0, 1000);
+        for name in looked_up {
+            (0..EACH).for_each(|i| {
+                dir(&merged, &format!("{path}/{name}{i}"));
+            });
+        }
+        let gives = merged.union.gives_attributes(ino).unwrap();
+        assert_eq!(gives, wanted, "{path}");
+    }
+}
