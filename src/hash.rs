@@ -1,5 +1,6 @@
-//! A cheap hash for tables of numbers: those of nodes, and such as are hashes already. Who names files
-//! chooses none of them; tables of names keep the hash that nobody can foresee.
+//! A cheap hash for tables of numbers: those of nodes, and such as are hashes already. Who makes an image
+//! could choose some with effort, and would slow down its own mount only; tables of names keep the hash that
+//! nobody can foresee.
 
 use std::hash::{BuildHasherDefault, Hasher};
 
