@@ -23,7 +23,7 @@ use super::{Ask, Layer, LowerDir, Lowers, quiet};
 use crate::error::{Error, Result};
 use crate::sys::meta::{self, Stat};
 use crate::sys::readonly::{ReadOnlyFile, ReadOnlyView};
-use crate::sys::{file, xattr};
+use crate::sys::{file, mount, xattr};
 
 /// The time between two attempts to open a layer again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -101,22 +101,27 @@ struct Health {
 
 /// What `user.fqrn` is on the file systems that were met so far, by their device numbers. A FUSE file
 /// system is asked once: a CVMFS client says the same of all that it shows. Elsewhere it is an
-/// attribute like others, and each directory has its own.
+/// attribute like others, and each directory has its own: None.
 #[derive(Debug, Default)]
-pub struct Repositories(HashMap<u64, Option<Vec<u8>>>);
+pub struct Repositories(HashMap<u64, Option<Said>>);
+
+/// The answer to `user.fqrn`, if there is one.
+type Said = Option<Vec<u8>>;
 
 impl Repositories {
     fn of(&mut self, root: BorrowedFd<'_>, device: u64) -> Option<Vec<u8>> {
-        if let Some(known) = self.0.get(&device) {
-            return known.clone();
+        let known = self.0.get(&device);
+        if let Some(Some(said)) = known {
+            return said.clone();
         }
         let said = xattr::get(root, b"", c"user.fqrn");
         let none =
             |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP));
         let answered = said.as_ref().map_or_else(none, |_| true);
         let said = said.ok();
-        if answered && meta::is_on_fuse(root).unwrap_or(false) {
-            self.0.insert(device, said.clone());
+        if answered && known.is_none() {
+            let on_fuse = matches!(mount::mounted_on(device), Ok(Some(fs)) if fs.is_fuse());
+            self.0.insert(device, on_fuse.then(|| said.clone()));
         }
         said
     }

@@ -42,16 +42,6 @@ pub fn fstatvfs(fd: BorrowedFd<'_>) -> io::Result<libc::statvfs> {
     Ok(unsafe { st.assume_init() })
 }
 
-/// Whether a FUSE file system holds the object.
-pub fn is_on_fuse(fd: BorrowedFd<'_>) -> io::Result<bool> {
-    fault::point("fstatfs")?;
-    let mut st = MaybeUninit::<libc::statfs>::uninit();
-    // SAFETY: `st` is writable and of the right size.
-    check(unsafe { libc::fstatfs(fd.as_raw_fd(), st.as_mut_ptr()) })?;
-    // SAFETY: the call succeeded, so all of it is filled.
-    Ok(unsafe { st.assume_init() }.f_type == libc::FUSE_SUPER_MAGIC)
-}
-
 /// None leaves the id as it is. Linux clears set-id bits of files.
 pub fn fchownat(
     dir: BorrowedFd<'_>,

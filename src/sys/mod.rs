@@ -7,6 +7,7 @@ pub mod copy;
 pub mod dirent;
 pub mod fault;
 pub mod file;
+pub mod kernel;
 pub mod meta;
 pub mod mount;
 pub mod name;

@@ -251,6 +251,42 @@ fn type_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
     found
 }
 
+/// A file system as the table of mounts shows it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct MountedFs {
+    /// The type, for FUSE perhaps with a subtype.
+    pub fstype: Vec<u8>,
+    /// Its own options.
+    pub options: Vec<u8>,
+}
+
+impl MountedFs {
+    /// Whether it is of FUSE.
+    pub fn is_fuse(&self) -> bool {
+        self.fstype == b"fuse" || self.fstype.starts_with(b"fuse.")
+    }
+}
+
+/// The file system of a device, which is not asked for it. None if it is not mounted here.
+pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
+    let device = (libc::major(device), libc::minor(device));
+    Ok(on_device(&fs::read("/proc/self/mountinfo")?, device))
+}
+
+fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> {
+    let device = format!("{major}:{minor}");
+    mountinfo.split(|b| *b == b'\n').find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        (fields.nth(2)? == device.as_bytes()).then_some(())?;
+        // After the separator: type, source, options.
+        let mut fields = fields.skip_while(|f| *f != b"-");
+        Some(MountedFs {
+            fstype: fields.nth(1)?.to_vec(),
+            options: fields.nth(1)?.to_vec(),
+        })
+    })
+}
+
 /// The device of the topmost mount at exactly this path, as `MAJOR:MINOR`.
 fn device_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
     let mut found = None;
@@ -383,6 +419,28 @@ mod tests {
             device_in(table, Path::new("/mnt/a b")).as_deref(),
             Some("0:40")
         );
+    }
+
+    #[test]
+    fn mount_table_by_device() {
+        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw,data=ordered\n\
+            23 22 0:41 / /mnt rw - fuse cvmfs2 ro,allow_other\n\
+            24 22 0:42 / /home rw - fuseblk /dev/sdb1 rw\n";
+        let of = |device| on_device(table, device);
+        let (disk, cvmfs) = (of((8, 1)), of((0, 41)));
+        assert!(
+            disk.as_ref()
+                .is_some_and(|m| m.options == b"rw,data=ordered")
+        );
+        assert!(
+            cvmfs
+                .as_ref()
+                .is_some_and(|m| m.options == b"ro,allow_other")
+        );
+        assert!(cvmfs.is_some_and(|m| m.is_fuse()));
+        assert!(!disk.is_some_and(|m| m.is_fuse()));
+        assert!(!of((0, 42)).is_some_and(|m| m.is_fuse()));
+        assert_eq!(of((8, 2)), None);
     }
 
     #[test]

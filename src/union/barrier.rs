@@ -11,11 +11,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use nix::sys::statfs::{self, fstatfs};
-use nix::sys::utsname::uname;
 
 use super::api::Durability;
 use crate::error::{Context, Result};
-use crate::sys::{file, meta};
+use crate::sys::{file, kernel, meta, mount};
 
 /// What has to be done between the data of a copy and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +61,11 @@ fn keeps_order(upper: &OwnedFd) -> bool {
         statfs::XFS_SUPER_MAGIC => true,
         _ => false,
     };
-    let Ok(mounts) = std::fs::read("/proc/self/mountinfo") else {
+    let Ok(Some(mounted)) = mount::mounted_on(stat.st_dev) else {
         return false;
     };
-    journals && waits_for_all() && options(&mounts, device).is_some_and(|o| orderly(&o))
+    // Before Linux 5.2 `sync_file_range` may leave pages out that are busy.
+    journals && kernel::is_at_least((5, 2)) && orderly(&mounted.options)
 }
 
 /// A journal's thread is shown where there is one.
@@ -77,28 +77,6 @@ fn ext4_journals((major, minor): (u32, u32)) -> bool {
     name.is_some_and(|name| {
         let shown = Path::new("/sys/fs/ext4").join(name).join("journal_task");
         shown.exists()
-    })
-}
-
-/// Before Linux 5.2 `sync_file_range` may leave pages out that are busy.
-fn waits_for_all() -> bool {
-    let version = uname().ok().and_then(|u| {
-        let release = u.release().to_str()?;
-        let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-        let mut next = || numbers.next()?.parse::<u32>().ok();
-        Some((next()?, next()?))
-    });
-    version.is_some_and(|v| v >= (5, 2))
-}
-
-/// The options of the file system on a device, from the table of mounts.
-fn options(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<Vec<u8>> {
-    let device = format!("{major}:{minor}");
-    mountinfo.split(|b| *b == b'\n').find_map(|line| {
-        let mut fields = line.split(|b| *b == b' ');
-        (fields.nth(2)? == device.as_bytes()).then_some(())?;
-        // After the separator: type, source, options.
-        fields.skip_while(|f| *f != b"-").nth(3).map(<[u8]>::to_vec)
     })
 }
 
@@ -124,13 +102,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn options_are_those_of_the_device() {
-        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw,data=ordered\n\
-            23 22 8:2 / /mnt rw - xfs /dev/sda2 rw,logdev=/dev/sdb1,noquota\n";
-        let of = |minor| options(table, (8, minor));
-        assert_eq!(of(1).as_deref(), Some(&b"rw,data=ordered"[..]));
-        assert_eq!(of(3), None);
-        assert!(orderly(&of(1).unwrap_or_default()));
-        assert!(!orderly(&of(2).unwrap_or_default()));
+    fn other_disks_and_asynchronous_commits_have_no_order() {
+        assert!(orderly(b"rw,data=ordered"));
+        assert!(!orderly(b"rw,logdev=/dev/sdb1,noquota"));
     }
 }
