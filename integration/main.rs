@@ -29,6 +29,7 @@ mod interchange;
 mod kills;
 mod layered;
 mod limits;
+mod lower_listings;
 mod lower_requests;
 mod machine_crash;
 mod opens;

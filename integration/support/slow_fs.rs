@@ -7,7 +7,7 @@
 mod faults;
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
@@ -26,8 +26,10 @@ use nix::mount::{MntFlags, umount2};
 pub use self::faults::{Fault, Faults};
 use super::{Mounted, Scratch, mount_fuse, sys};
 
-/// So many names come before the failure of `ListRest`.
-const NAMES_BEFORE_FAILURE: usize = 3;
+/// So many names come before the failure of `ListRest`, and at once with `FewNames`.
+const FEW_NAMES: usize = 3;
+/// As long is an answer with `Page`.
+const PAGE: u64 = 4096;
 const REPOSITORY: &[u8] = b"images.example.org";
 const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 
@@ -48,8 +50,8 @@ impl SlowFs {
         Self::with(Duration::ZERO, fill)
     }
 
-    /// The same as CVMFS: the kernel may keep what it was told, here for ever, and each object says of
-    /// which repository it is.
+    /// The same as CVMFS: the kernel may keep what it was told, here for ever, each object says of
+    /// which repository it is, and a listing comes in slices, with the bytes up to there for a cookie.
     pub fn cached(fill: impl FnOnce(&Path)) -> SlowFs {
         Self::with(FOREVER, fill)
     }
@@ -191,16 +193,40 @@ impl Shown {
         attr
     }
 
-    fn entries(&self, path: &Path) -> Result<Vec<(INodeNo, FileType, PathBuf)>, Errno> {
-        let dir = |name: &str| (self.ino(path), FileType::Directory, PathBuf::from(name));
-        let mut entries = vec![dir("."), dir("..")];
+    fn entries(&self, path: &Path) -> Result<Vec<Entry>, Errno> {
+        let in_slices = !self.keep.is_zero() && !self.faults.has(Fault::FewNames, path);
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut add = |ino, kind, name: OsString| {
+            let before = entries.last().map_or(0, |entry| entry.cookie);
+            let len = match in_slices {
+                true => (24 + name.len() as u64).next_multiple_of(8),
+                false => 1,
+            };
+            entries.push(Entry {
+                ino,
+                kind,
+                name,
+                cookie: before + len,
+            });
+        };
+        add(self.ino(path), FileType::Directory, ".".into());
+        add(self.ino(path), FileType::Directory, "..".into());
         for entry in fs::read_dir(self.source.join(path))? {
             let entry = entry?;
-            let name = PathBuf::from(entry.file_name());
-            entries.push((self.ino(&path.join(&name)), kind(entry.file_type()?), name));
+            let name = entry.file_name();
+            add(self.ino(&path.join(&name)), kind(entry.file_type()?), name);
         }
         Ok(entries)
     }
+}
+
+/// A name of a directory.
+struct Entry {
+    ino: INodeNo,
+    kind: FileType,
+    name: OsString,
+    /// For what comes after it.
+    cookie: u64,
 }
 
 /// The attributes of an object under a number.
@@ -265,16 +291,23 @@ impl Shown {
         Ok(bytes)
     }
 
-    /// The names from a position on, with their numbers and kinds.
-    fn list(&self, path: &Path, at: usize) -> Result<Vec<(INodeNo, FileType, PathBuf)>, Errno> {
+    /// The names after a cookie.
+    fn list(&self, path: &Path, at: u64) -> Result<Vec<Entry>, Errno> {
         self.faults.enter("readdir", path)?;
         self.faults.check(Fault::List, path)?;
         let mut entries = self.entries(path)?;
+        entries.retain(|entry| entry.cookie > at);
         if let Err(errno) = self.faults.check(Fault::ListRest, path) {
             if at > 0 {
                 return Err(errno);
             }
-            entries.truncate(NAMES_BEFORE_FAILURE);
+            entries.truncate(FEW_NAMES);
+        }
+        if self.faults.has(Fault::FewNames, path) {
+            entries.truncate(FEW_NAMES);
+        }
+        if self.faults.has(Fault::Page, path) {
+            entries.retain(|entry| entry.cookie <= at + PAGE);
         }
         Ok(entries)
     }
@@ -397,12 +430,12 @@ impl Filesystem for Mirror {
         mut reply: ReplyDirectory,
     ) {
         self.answer(ino, move |fs, path| {
-            let entries = match fs.list(&path, offset as usize) {
+            let entries = match fs.list(&path, offset) {
                 Ok(entries) => entries,
                 Err(errno) => return reply.error(errno),
             };
-            for (i, (ino, kind, name)) in entries.iter().enumerate().skip(offset as usize) {
-                if reply.add(*ino, i as u64 + 1, *kind, name) {
+            for entry in entries {
+                if reply.add(entry.ino, entry.cookie, entry.kind, entry.name) {
                     break;
                 }
             }

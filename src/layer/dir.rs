@@ -19,6 +19,7 @@ use super::dialect;
 use super::reopen::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
 use crate::hash::Numbers;
+use crate::sys::dirent::End;
 use crate::sys::{file, meta, xattr};
 
 /// Position of a layer in the stack, 0 the topmost lower.
@@ -34,6 +35,8 @@ pub struct Layer {
     pub(super) root: Root,
     /// A CVMFS client answers for attributes that nobody stored.
     pub cvmfs: bool,
+    /// What tells the end of a directory of it.
+    pub(super) end: End,
     /// What it was asked.
     pub asked: Asked,
 }
@@ -78,10 +81,16 @@ impl Layer {
         let fail = |e: Error| e.at(path).in_layer(identity);
         let root = Root::open(path, known).op("open layer").map_err(fail)?;
         let seed = stable_hash(0, identity.as_bytes());
+        let cvmfs = root.is_cvmfs();
         Ok(Layer {
             path: path.to_owned(),
             seed,
-            cvmfs: root.is_cvmfs(),
+            cvmfs,
+            end: if cvmfs {
+                End::of_filled_answers()
+            } else {
+                End::Empty
+            },
             root,
             asked: Asked::default(),
         })

@@ -14,8 +14,9 @@ use super::dir::LayerIndex;
 use super::{Ask, LowerDir, Lowers, quiet};
 use crate::at_once;
 use crate::error::{Error, Result};
+use crate::sys::dirent::{self, End};
 use crate::sys::meta::{self, Stat};
-use crate::sys::{dirent, xattr};
+use crate::sys::xattr;
 
 /// One name of the merged lower listing.
 #[derive(Clone, Copy, Debug)]
@@ -314,12 +315,14 @@ struct LayerListing {
 }
 
 fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
-    let cvmfs = lowers.layer(dir).is_some_and(|l| l.cvmfs);
+    let layer = lowers.layer(dir);
+    let cvmfs = layer.is_some_and(|l| l.cvmfs);
+    let end = layer.map_or(End::Empty, |l| l.end);
     let (raw, marks) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
         let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
         let mut raw: Vec<(Box<[u8]>, u8, u64)> = Vec::new();
         let each = |name: &[u8], kind, ino| raw.push((name.into(), kind, ino));
-        dirent::read_dir(open.as_fd(), each)?;
+        dirent::read_dir_to(end, open.as_fd(), each)?;
         let marks = if cvmfs {
             Opaque::default()
         } else {

@@ -145,7 +145,8 @@ impl Clue<'_> {
 }
 
 /// How many absent names a directory is asked for before its listing is read: about as many as reading
-/// it takes requests, which are one to open it and one for each page, with another one for the end.
+/// it takes requests, which are one to open it and one for each page, on most file systems with another
+/// one for the end.
 fn most_misses(dir: &Node) -> u32 {
     let size = dir.lower.as_ref().map_or(0, |lower| lower.stat().st_size);
     let pages = u32::try_from(size / 4096).unwrap_or(0).clamp(1, 62);

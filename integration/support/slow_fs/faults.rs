@@ -18,6 +18,11 @@ pub enum Fault {
     List,
     /// A listing fails after some names.
     ListRest,
+    /// Each answer about the names of a directory holds a few, though there is room for more, and the
+    /// cookies are numbers. No CVMFS client does so.
+    FewNames,
+    /// Each answer about the names of a directory is a page at most, as if an older kernel asked.
+    Page,
     /// An open of a file fails.
     Open,
     /// Any read fails.
