@@ -304,3 +304,28 @@ fn attributes_come_with_the_names_for_those_who_look_at_them() {
     assert!((40..200).contains(&asked["lookup"]), "{asked:?}");
     assert!(asked["readdirplus"] >= 20, "{asked:?}");
 }
+
+/// What a program reads at once is not asked of the layer in as many pieces as the program itself would
+/// send.
+#[test]
+fn large_files_are_read_in_fewer_requests_than_of_a_plain_directory() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let data = vec![b'x'; 8 << 20];
+    let slow = SlowFs::cached(|top| {
+        fs::write(top.join("plain"), &data).unwrap();
+        fs::write(top.join("ours"), &data).unwrap();
+    });
+    let mut union = Fixture::new("large");
+    union.lowers.push(slow.root().to_owned());
+    union.trust_lowers();
+    union.mount();
+    let read = |path| {
+        slow.faults
+            .count("read", || assert!(fs::read(path).unwrap() == data))
+            .0
+    };
+    let (plain, ours) = (read(slow.root().join("plain")), read(union.at("ours")));
+    assert!(ours * 4 <= plain * 3, "{ours}, of {plain}");
+}
