@@ -65,6 +65,28 @@ fn failing_layers_are_named_at_mount() {
     }
 }
 
+/// Bug: a layer that failed when asked for `user.fqrn` was taken for one that is not on CVMFS.
+#[test]
+fn a_layer_that_cannot_say_what_it_is_is_not_mounted() {
+    let Some((slow, mut f)) = Failing::prepare("nameless", &[], |_, _| ()) else {
+        return;
+    };
+    slow.faults.set(Fault::Repository, "");
+    let output = run(f.mount_command().arg(&f.mnt));
+    let (said, layer) = (text(&output.stderr), f.lowers[0].display().to_string());
+    assert!(!output.status.success(), "{said}");
+    assert!(
+        said.contains(&layer) && said.contains("Input/output error"),
+        "{said}"
+    );
+    assert_eq!(names(&f.mnt).unwrap(), [""; 0], "something is mounted");
+    // Whoever knows no attributes has none.
+    slow.faults
+        .set_errno(Fault::Repository, "", fuser::Errno::ENOTSUP);
+    f.mount();
+    assert_eq!(fs::read_to_string(f.at("d/a")).unwrap(), "top");
+}
+
 #[test]
 fn dead_layers_are_named_at_mount() {
     let Some((slow, mut f)) = Failing::prepare("dead", &[], |_, _| ()) else {

@@ -319,8 +319,11 @@ impl Shown {
             "listxattr"
         };
         self.faults.enter(kind, path)?;
-        if key.is_some_and(|key| key == "user.fqrn") && !self.keep.is_zero() {
-            return Ok(REPOSITORY.to_vec());
+        if key.is_some_and(|key| key == "user.fqrn") {
+            self.faults.check(Fault::Repository, path)?;
+            if !self.keep.is_zero() {
+                return Ok(REPOSITORY.to_vec());
+            }
         }
         let file = self.source.join(path);
         let found = match key {

@@ -109,21 +109,22 @@ pub struct Repositories(HashMap<u64, Option<Said>>);
 type Said = Option<Vec<u8>>;
 
 impl Repositories {
-    fn of(&mut self, root: BorrowedFd<'_>, device: u64) -> Option<Vec<u8>> {
+    /// A failure says nothing about what the layer is.
+    fn of(&mut self, root: BorrowedFd<'_>, device: u64) -> io::Result<Said> {
         let known = self.0.get(&device);
         if let Some(Some(said)) = known {
-            return said.clone();
+            return Ok(said.clone());
         }
-        let said = xattr::get(root, b"", c"user.fqrn");
-        let none =
-            |e: &io::Error| matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP));
-        let answered = said.as_ref().map_or_else(none, |_| true);
-        let said = said.ok();
-        if answered && known.is_none() {
+        let said = match xattr::get(root, b"", c"user.fqrn") {
+            Ok(said) => Some(said),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => None,
+            Err(e) => return Err(e),
+        };
+        if known.is_none() {
             let on_fuse = matches!(mount::mounted_on(device), Ok(Some(fs)) if fs.is_fuse());
             self.0.insert(device, on_fuse.then(|| said.clone()));
         }
-        said
+        Ok(said)
     }
 }
 
@@ -131,7 +132,7 @@ impl Identity {
     fn read(root: BorrowedFd<'_>, known: &mut Repositories) -> io::Result<Identity> {
         let stat = meta::fstatat(root, b"")?;
         Ok(Identity {
-            repository: known.of(root, stat.st_dev),
+            repository: known.of(root, stat.st_dev)?,
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),

@@ -23,6 +23,8 @@ pub enum Fault {
     FewNames,
     /// Each answer about the names of a directory is a page at most, as if an older kernel asked.
     Page,
+    /// It cannot be asked for its repository (`user.fqrn`).
+    Repository,
     /// An open of a file fails.
     Open,
     /// Any read fails.
