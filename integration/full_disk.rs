@@ -506,6 +506,35 @@ fn mapped_writes() {
     assert!(fs::read(f.at("d/large")).unwrap() == expected);
 }
 
+/// Bug: a WRITE of pages that was cut short was answered by how much of it there is, which the kernel takes
+/// for success.
+#[test]
+fn mapped_pages_that_do_not_fit() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    for when in ["off", "on"] {
+        let disk = Disk::small("tmpfs");
+        let writeback = format!("--writeback={when}");
+        let f = disk.stack("pages", &["--passthrough=off", &writeback]);
+        let fd = sys::open(f.at("new"), libc::O_RDWR | libc::O_CREAT, 0o644).unwrap();
+        let size = 1 << 20;
+        sys::ftruncate(&fd, size as i64).unwrap();
+        let filler = disk.fill(Short::Blocks, 100);
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        let mut map = sys::Map::new(&fd, size, access, libc::MAP_SHARED).unwrap();
+        let mut change = |byte| {
+            (0..size).step_by(4096).for_each(|at| map.set(at, byte));
+            map.sync()
+        };
+        assert_eq!(change(1), Err(Errno::ENOSPC), "{writeback}");
+        drop(filler);
+        assert_eq!(change(2), Ok(()), "{writeback}");
+        let stored = fs::read(f.upper.join("new")).unwrap();
+        assert!(stored.iter().step_by(4096).all(|byte| *byte == 2));
+    }
+}
+
 /// What a write said to have written is there, and removing it makes room for others.
 #[test]
 fn writes_that_do_not_fit() {
@@ -542,6 +571,52 @@ fn writes_that_do_not_fit() {
         f.remount();
         check(&f);
         assert_eq!(put(f.at("d/large"), 5), Err(Errno::ENOSPC), "{kind}");
+        sys::unlink(f.at("e/new")).unwrap();
+        f.remount();
+        fs::write(f.at("other-new"), [1; 5000]).unwrap();
+        sys::unlink(f.at("d/a")).unwrap();
+    }
+}
+
+/// Where the kernel collects writes, fsync says what did not fit, and so does the close without one.
+#[test]
+fn collected_writes_that_do_not_fit() {
+    if !require_all(&["root", "fuse", "loop"]) {
+        return;
+    }
+    for (kind, synced) in [
+        ("tmpfs", true),
+        ("tmpfs", false),
+        ("ext4", true),
+        ("ext4", false),
+    ] {
+        let disk = Disk::small(kind);
+        let mut f = disk.stack("collected", &["--passthrough=off", "--writeback=on"]);
+        make(&f, "other-new");
+        let _filler = disk.fill(Short::Blocks, 100);
+        let fd = sys::open(f.at("e/new"), libc::O_CREAT | libc::O_WRONLY, 0o644).unwrap();
+        let data = content().repeat(5);
+        for piece in data.chunks(1000) {
+            assert_eq!(sys::write(&fd, piece), Ok(piece.len()), "{kind}");
+        }
+        let said = if synced {
+            sys::fsync(&fd)
+        } else {
+            sys::flush(&fd)
+        };
+        assert_eq!(said, Err(Errno::ENOSPC), "{kind}, synced: {synced}");
+        drop(fd);
+        f.remount();
+        // What has arrived is what was written there.
+        let found = fs::read(f.at("e/new")).unwrap();
+        assert!(found.len() <= data.len());
+        let pages = found.chunks(4096).zip(data.chunks(4096));
+        let arrived = pages.filter(|(found, data)| data.starts_with(found) && !found.is_empty());
+        let arrived = arrived.count();
+        assert!(arrived < data.len() / 4096, "{kind}: {arrived}");
+        let empty = |page: &[u8]| page.iter().all(|byte| *byte == 0);
+        let missing = found.chunks(4096).filter(|page| empty(page)).count();
+        assert_eq!(arrived + missing, found.len().div_ceil(4096), "{kind}");
         sys::unlink(f.at("e/new")).unwrap();
         f.remount();
         fs::write(f.at("other-new"), [1; 5000]).unwrap();

@@ -248,6 +248,11 @@ pub fn fsync(fd: &impl AsFd) -> Result<()> {
     nix::unistd::fsync(fd)
 }
 
+/// What the close of a descriptor does for what was written by it, and the errors that it tells.
+pub fn flush(fd: &impl AsFd) -> Result<()> {
+    nix::unistd::close(nix::unistd::dup(fd)?)
+}
+
 pub fn setxattr(
     path: impl AsRef<Path>,
     name: impl AsRef<OsStr>,

@@ -67,23 +67,49 @@ impl Union {
 
     /// Writes the data: less only if the file system failed after some of it. `kill_priv`: set-id bits go with it.
     pub fn write(&self, fh: u64, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        let (done, failure) = self.write_some(fh, offset, data, kill_priv)?;
+        match failure {
+            Some(e) if done == 0 => Err(e).op("write"),
+            _ => Ok(done),
+        }
+    }
+
+    /// Like `write`, of pages of the kernel's cache: less than all is an error, because the kernel asks no
+    /// more than whether it was one.
+    pub fn write_pages(&self, fh: u64, offset: u64, data: &[u8], kill_priv: bool) -> Result<usize> {
+        match self.write_some(fh, offset, data, kill_priv)? {
+            (done, None) => Ok(done),
+            (_, Some(e)) => Err(e).op("write"),
+        }
+    }
+
+    /// How much was written, and what it ended with if that is not all.
+    fn write_some(
+        &self,
+        fh: u64,
+        offset: u64,
+        data: &[u8],
+        kill_priv: bool,
+    ) -> Result<(usize, Option<io::Error>)> {
         let fd = self.fd_to_change(fh)?;
-        let mut done = 0;
+        let (mut done, mut failure) = (0, None);
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
             match file::pwrite(fd.as_fd(), rest, offset + done as u64) {
                 Ok(n) => done += n,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(_) if done > 0 => break,
-                Err(e) => return Err(e).op("write"),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => {
+                    failure = Some(e);
+                    break;
+                }
             }
         }
-        if kill_priv {
+        if kill_priv && (done > 0 || failure.is_none()) {
             drop_set_ids(fd.as_fd())?;
         }
-        Ok(done)
+        Ok((done, failure))
     }
 
-    /// Like `write`, of data that the kernel has collected: it has given the file the time of the write
+    /// Like `write_pages`, of data that the kernel has collected: it has given the file the time of the write
     /// already, or will, and so this one's time must not stay.
     pub fn write_collected(
         &self,
@@ -95,7 +121,7 @@ impl Union {
         let fd = self.fd_to_change(fh)?;
         let _alone = self.collected.lock(self.handle(fh)?.node.ino);
         let before = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
-        let written = self.write(fh, offset, data, kill_priv);
+        let written = self.write_pages(fh, offset, data, kill_priv);
         let times = [
             libc::timespec {
                 tv_sec: 0,
