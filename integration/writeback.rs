@@ -123,3 +123,53 @@ fn collected_writes_keep_their_time() {
         assert_eq!(time(f.at(name)), at, "{name} after a remount");
     }
 }
+
+/// Bug: a truncation to the size that a file has changed its time in the upper, and not in the mount.
+#[test]
+fn truncating_to_the_same_size_changes_no_time() {
+    let Some(mut f) = mounted(&ON) else { return };
+    let time = |path| {
+        let stat = sys::stat(path).unwrap();
+        (stat.st_size, stat.st_mtime, stat.st_mtime_nsec)
+    };
+    sys::make(f.at("new"), &[b'n'; 100]).unwrap();
+    let sizes = [("f", 10_000), ("new", 100)];
+    for (name, size) in sizes {
+        sys::utimens(f.at(name), (1000, 1), (2000, 2)).unwrap();
+        sys::truncate(f.at(name), size).unwrap();
+        assert_eq!(time(f.at(name)), (size, 2000, 2), "{name}");
+    }
+    f.remount();
+    for (name, size) in sizes {
+        assert_eq!(time(f.at(name)), (size, 2000, 2), "{name} after a remount");
+        // Another size is another time, and that too is the one in the upper.
+        sys::truncate(f.at(name), size - 1).unwrap();
+    }
+    let shown = sizes.map(|(name, _)| time(f.at(name)));
+    assert!(shown.iter().all(|shown| shown.1 > 2000), "{shown:?}");
+    f.remount();
+    assert_eq!(sizes.map(|(name, _)| time(f.at(name))), shown);
+}
+
+/// Bug: an allocation soon after a write gave the file another time in the upper than in the mount.
+#[test]
+fn allocations_keep_the_time_that_is_shown() {
+    let Some(mut f) = mounted(&ON) else { return };
+    let names: Vec<_> = (0..20).map(|i| format!("new{i}")).collect();
+    let time = |path| {
+        let stat = sys::stat(path).unwrap();
+        (stat.st_mtime, stat.st_mtime_nsec)
+    };
+    let mut shown = Vec::new();
+    for name in &names {
+        sys::make(f.at(name), b"new").unwrap();
+        let fd = sys::open(f.at(name), libc::O_WRONLY, 0).unwrap();
+        sys::fallocate(&fd, libc::FALLOC_FL_KEEP_SIZE, 0, 100_000).unwrap();
+        sys::flush(&fd).unwrap();
+        shown.push(time(f.at(name)));
+    }
+    f.remount();
+    for (name, at) in names.iter().zip(shown) {
+        assert_eq!(time(f.at(name)), at, "{name} after a remount");
+    }
+}

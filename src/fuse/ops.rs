@@ -300,12 +300,9 @@ impl Filesystem for UnionFs {
     ) {
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        let collected = pages && self.writeback;
         let fh = handle(ino, fh);
         let write = move |union: &Union, data: &[u8]| {
-            let written = if collected {
-                union.write_collected(fh, offset, data, kill_priv)
-            } else if pages {
+            let written = if pages {
                 union.write_pages(fh, offset, data, kill_priv)
             } else {
                 union.write(fh, offset, data, kill_priv)

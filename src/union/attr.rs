@@ -137,7 +137,7 @@ impl Union {
         }
         let mut done = false;
         if let Some(size) = set.size {
-            self.truncate(caller, &node, fh, size)?;
+            self.truncate(caller, &node, fh, size, set.mtime)?;
         } else {
             done = self.copy_up_changed(&node, set)?;
         }
@@ -158,11 +158,15 @@ impl Union {
         node: &Arc<Node>,
         fh: Option<u64>,
         size: u64,
+        mtime: Option<SetTime>,
     ) -> Result<()> {
         if node.is_dir() {
             return Err(Error::new(libc::EISDIR, "truncate"));
         }
-        self.copy_up(node, if size == 0 { Want::Empty } else { Want::Data })?;
+        // A kernel that collects writes names a time if it sees the size change.
+        let unchanged = mtime.is_none() && self.expects_writeback();
+        let empty = size == 0 && !unchanged;
+        self.copy_up(node, if empty { Want::Empty } else { Want::Data })?;
         let fd = match fh {
             Some(fh) => self.upper_fd(&*self.handle(fh)?)?,
             None => {
@@ -174,7 +178,12 @@ impl Union {
                 )
             }
         };
-        file::ftruncate(fd.as_fd(), size).op("truncate")?;
+        let cut = || file::ftruncate(fd.as_fd(), size).op("truncate");
+        if unchanged {
+            self.keeping_time(node.ino, fd.as_fd(), cut)?;
+        } else {
+            cut()?;
+        }
         if caller.uid != 0 {
             drop_set_ids(fd.as_fd())?;
         }

@@ -16,7 +16,7 @@ use crate::error::{Context, Result, best_effort};
 use crate::layer::reopen::too_short;
 use crate::sys::{copy, file, meta};
 
-/// Keeps writes of collected data to one file apart: each puts the time back that it has found.
+/// Keeps changes of one file apart of which each puts the time back that it has found.
 #[derive(Debug, Default)]
 pub struct Collected([Mutex<()>; 16]);
 
@@ -93,35 +93,50 @@ impl Union {
     ) -> Result<(usize, Option<io::Error>)> {
         let fd = self.fd_to_change(fh)?;
         let (mut done, mut failure) = (0, None);
-        while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
-            match file::pwrite(fd.as_fd(), rest, offset + done as u64) {
-                Ok(n) => done += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => {
-                    failure = Some(e);
-                    break;
+        self.change_data(fh, fd.as_fd(), || {
+            while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
+                match file::pwrite(fd.as_fd(), rest, offset + done as u64) {
+                    Ok(n) => done += n,
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) => {
+                        failure = Some(e);
+                        break;
+                    }
                 }
             }
-        }
+            Ok(())
+        })?;
         if kill_priv && (done > 0 || failure.is_none()) {
             drop_set_ids(fd.as_fd())?;
         }
         Ok((done, failure))
     }
 
-    /// Like `write_pages`, of data that the kernel has collected: it has given the file the time of the write
-    /// already, or will, and so this one's time must not stay.
-    pub fn write_collected(
+    /// Changes the data of an open file. A kernel that collects writes has given it the time of the change
+    /// already, or will.
+    fn change_data<T>(
         &self,
         fh: u64,
-        offset: u64,
-        data: &[u8],
-        kill_priv: bool,
-    ) -> Result<usize> {
-        let fd = self.fd_to_change(fh)?;
-        let _alone = self.collected.lock(self.handle(fh)?.node.ino);
-        let before = meta::fstatat(fd.as_fd(), b"").op("stat upper")?;
-        let written = self.write_pages(fh, offset, data, kill_priv);
+        fd: BorrowedFd<'_>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        if self.expects_writeback() {
+            self.keeping_time(self.handle(fh)?.node.ino, fd, change)
+        } else {
+            change()
+        }
+    }
+
+    /// Puts the time of the last change of data back after `change`, because the kernel has that time.
+    pub(super) fn keeping_time<T>(
+        &self,
+        ino: Ino,
+        fd: BorrowedFd<'_>,
+        change: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        let _alone = self.collected.lock(ino);
+        let before = meta::fstatat(fd, b"").op("stat upper")?;
+        let changed = change();
         let times = [
             libc::timespec {
                 tv_sec: 0,
@@ -132,9 +147,9 @@ impl Union {
                 tv_nsec: before.st_mtime_nsec,
             },
         ];
-        let kept = meta::utimensat(fd.as_fd(), b"", &times);
+        let kept = meta::utimensat(fd, b"", &times);
         best_effort("keep the time of a file", kept);
-        written
+        changed
     }
 
     /// Brings the data to the disk.
@@ -170,7 +185,11 @@ impl Union {
 
     /// `mode` is `FALLOC_FL_*`, the range in bytes. EOPNOTSUPP if the upper's file system lacks it.
     pub fn fallocate(&self, fh: u64, offset: u64, len: u64, mode: i32) -> Result<()> {
-        file::fallocate(self.fd_to_change(fh)?.as_fd(), mode, offset, len).op("fallocate")
+        let fd = self.fd_to_change(fh)?;
+        let fd = fd.as_fd();
+        self.change_data(fh, fd, || {
+            file::fallocate(fd, mode, offset, len).op("fallocate")
+        })
     }
 
     /// `SEEK_DATA` and `SEEK_HOLE`.

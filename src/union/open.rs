@@ -255,10 +255,15 @@ impl Union {
         self.writeback.store(true, Ordering::Relaxed);
     }
 
+    /// Whether the kernel collects writes, and with them has the time of each file's last change.
+    pub(super) fn expects_writeback(&self) -> bool {
+        self.writeback.load(Ordering::Relaxed)
+    }
+
     /// The flags with which a program's file is opened in the upper.
     pub(super) fn upper_flags(&self, flags: i32) -> i32 {
         let writes_only = flags & libc::O_ACCMODE == libc::O_WRONLY;
-        if writes_only && self.writeback.load(Ordering::Relaxed) {
+        if writes_only && self.expects_writeback() {
             flags & KEPT_FLAGS & !libc::O_ACCMODE | libc::O_RDWR
         } else {
             flags & KEPT_FLAGS

@@ -35,6 +35,45 @@ fn the_root_shows_at_once_what_it_has_taken() {
     assert_eq!(merged.listxattr("").unwrap(), ["user.a"]);
 }
 
+/// Bug: a truncation to the size that the kernel saw already changed the time below, and not the one that
+/// the kernel has and shows.
+#[test]
+fn truncation_leaves_the_time_to_a_kernel_that_collects_writes() {
+    let old = Time { sec: -5, nsec: 7 };
+    let stack = Stack::new(2);
+    sample(&stack);
+    let merged = stack.mount();
+    merged.union.expect_writeback();
+    // What the kernel has collected makes its size another than the upper's.
+    for size in [0, 3, 3, 100] {
+        let (size, mtime) = (Some(size), Some(SetTime::At(old)));
+        let before = SetAttr {
+            mtime,
+            ..SetAttr::default()
+        };
+        set(&merged, "plain", &before);
+        let cut = SetAttr {
+            size,
+            ..SetAttr::default()
+        };
+        set(&merged, "plain", &cut);
+        let attr = merged.stat("plain").unwrap();
+        assert_eq!((Some(attr.size), attr.mtime), (size, old));
+        // Where it sees a change, it says when that was.
+        let mtime = Some(SetTime::Now);
+        set(
+            &merged,
+            "plain",
+            &SetAttr {
+                size,
+                mtime,
+                ..SetAttr::default()
+            },
+        );
+        assert_ne!(merged.stat("plain").unwrap().mtime, old);
+    }
+}
+
 #[test]
 fn times_are_set_one_by_one() {
     let stack = Stack::new(2);
