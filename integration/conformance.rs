@@ -13,7 +13,7 @@ use self::data::*;
 use self::directories::*;
 use self::names::*;
 use crate::support::sys;
-use crate::support::{Fixture, Scratch, System, isolated, require, require_all};
+use crate::support::{Fixture, Scratch, System, isolated, mode, require, require_all};
 
 /// What kernel overlayfs is known not to do, and why.
 const OVERLAYFS_FAILS: &[(&str, &str)] = &[(
@@ -31,7 +31,9 @@ macro_rules! cases {
     ($($name:ident),* $(,)?) => {
         mod plain { $(#[test] fn $name() { super::on_plain(super::$name); })* }
         mod overlayfs { $(#[test] fn $name() { super::on_overlayfs(stringify!($name), super::$name); })* }
-        mod ours { $(#[test] fn $name() { super::on_ours(super::$name); })* }
+        mod ours {
+            $(#[test] fn $name() { super::on_ours(stringify!($name), super::$name); })*
+        }
         mod ours_without_passthrough {
             $(#[test] fn $name() { super::on_ours_without_passthrough(super::$name); })*
         }
@@ -57,6 +59,7 @@ cases!(
     seekdir,
     readdir_while_removing,
     times,
+    sizes,
     sizes_and_holes,
     fallocate_modes,
     xattrs,
@@ -120,22 +123,32 @@ fn unless_known(name: &str, fails: &[(&str, &str)], run: impl FnOnce() + std::pa
     }
 }
 
-fn on_ours(case: fn(&Path)) {
+/// As the run says.
+fn on_ours(name: &str, case: fn(&Path)) {
     if require_all(&["root", "fuse"]) {
-        mounted(System::Ours, &[], case);
+        let fails = if mode::collects_writes() {
+            WRITEBACK_FAILS
+        } else {
+            &[]
+        };
+        unless_known(name, fails, || mounted(System::Ours, &[], case));
     }
 }
 
 fn on_ours_without_passthrough(case: fn(&Path)) {
     if require_all(&["root", "fuse"]) {
-        mounted(System::Ours, &["--passthrough=off"], case);
+        mounted(
+            System::Ours,
+            &["--passthrough=off", "--writeback=off"],
+            case,
+        );
     }
 }
 
 fn on_ours_with_writeback(name: &str, case: fn(&Path)) {
     if require_all(&["root", "fuse"]) {
         unless_known(name, WRITEBACK_FAILS, || {
-            mounted(System::Ours, &["--writeback=on"], case);
+            mounted(System::Ours, &["--passthrough=off", "--writeback=on"], case);
         });
     }
 }

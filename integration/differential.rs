@@ -9,7 +9,8 @@ use std::path::Path;
 
 use crate::support::script::{Item, Op, Random, SLOTS, Side, USER, all_old, layer, put};
 use crate::support::{
-    Compare, Fixture, Scratch, Tree, check_listings, isolated, now, require_all, setting, sys, text,
+    Compare, Fixture, Scratch, Tree, check_listings, isolated, mode, now, require_all, setting,
+    sys, text,
 };
 
 fn compare(
@@ -52,12 +53,31 @@ pub fn stress(root: &Path, seed: u64, ops: usize) {
     }
 }
 
+/// What may be other than in a plain tree.
+#[derive(Clone, Copy)]
+pub struct Lacks {
+    /// Directories have no link counts.
+    pub dir_nlink: bool,
+    /// The kernel collects writes: see [`Side::no_change`].
+    pub time_of_no_change: bool,
+}
+
 /// Runs a seed on a plain tree and on `other`; `remount` makes it anew in place. Link counts of
 /// directories are compared where the file system has any.
-fn run(seed: u64, ops: usize, plain: &Path, other: &Path, mut remount: impl FnMut()) {
-    let counts = sys::stat(plain).unwrap().st_nlink > 1;
+fn run(
+    seed: u64,
+    ops: usize,
+    plain: &Path,
+    other: &Path,
+    collected: bool,
+    mut remount: impl FnMut(),
+) {
+    let lacks = Lacks {
+        dir_nlink: sys::stat(plain).unwrap().st_nlink == 1,
+        time_of_no_change: collected,
+    };
     check_listings(other);
-    compared(seed, ops, plain, other, counts, || {
+    compared(seed, ops, plain, other, lacks, || {
         remount();
         check_listings(other);
     });
@@ -68,7 +88,7 @@ pub fn compared(
     ops: usize,
     plain: &Path,
     other: &Path,
-    dir_nlink: bool,
+    lacks: Lacks,
     mut remount: impl FnMut(),
 ) {
     let mut random = Random::new(seed ^ 0x5eed);
@@ -79,7 +99,7 @@ pub fn compared(
     ];
     let mut log = VecDeque::new();
     let compare = |when: &str, sides: &[Side; 2], log: &VecDeque<String>| {
-        compare(seed, when, sides, dir_nlink, log)
+        compare(seed, when, sides, !lacks.dir_nlink, log)
     };
     compare("at the start", &sides, &log);
     for number in 1..=ops {
@@ -87,6 +107,11 @@ pub fn compared(
         // S56: a stranger's chown of nothing is granted while somebody has the file open for writing.
         let unclear = matches!(op, Op::Chown(_, u32::MAX, u32::MAX));
         let user = random.chance(10) && !unclear;
+        let no_change = if lacks.time_of_no_change {
+            sides[0].no_change(&op)
+        } else {
+            None
+        };
         let answers = sides.each_mut().map(|side| {
             if user {
                 sys::as_user(USER, USER, || side.apply(&op))
@@ -94,6 +119,9 @@ pub fn compared(
                 side.apply(&op)
             }
         });
+        if let (Some(file), Ok(_)) = (no_change, &answers[0]) {
+            file.put_times_back();
+        }
         let short = format!("{op:?}");
         let short: String = short.chars().take(200).collect();
         let who = if user { " as user" } else { "" };
@@ -155,7 +183,7 @@ fn plain_is_as_plain() {
                 items.iter().for_each(|item| put(dir, item, true));
                 all_old(dir);
             }
-            run(seed, ops(), &dirs[0], &dirs[1], || {});
+            run(seed, ops(), &dirs[0], &dirs[1], false, || {});
         });
     }
 }
@@ -205,7 +233,8 @@ fn against_plain(seeds: impl Iterator<Item = u64>, options: &[&str], cvmfs: bool
             all_old(&plain);
             fixture.mount();
             let mnt = fixture.mnt.clone();
-            run(seed, ops(), &plain, &mnt, || fixture.remount());
+            let collected = mode::collects_writes();
+            run(seed, ops(), &plain, &mnt, collected, || fixture.remount());
         });
         eprintln!("seed {seed}: {} operations", ops());
     }

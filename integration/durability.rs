@@ -219,6 +219,8 @@ fn synced(durability: &str) -> Option<[Vec<String>; 2]> {
     let copying = trace("copying");
     let fd = sys::open(f.at("file"), libc::O_RDWR, 0).unwrap();
     sys::pwrite(&fd, b"X", 0).unwrap();
+    // What the kernel collects leads to a copy-up then.
+    sys::flush(&fd).unwrap();
     let copying = copying.end();
 
     let syncing = trace("syncing");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::support::slow_fs::{Fault, Faults, SlowFs};
 use crate::support::sys::{self, Errno};
-use crate::support::{Compare, Fixture, Tree, require_all, start, within};
+use crate::support::{Compare, Fixture, Tree, mode, require_all, start, within};
 
 const SIZE: usize = 3 << 20;
 /// What does not touch the stalled file has to end by then. The stall has no end, a busy disk has one.
@@ -374,11 +374,22 @@ fn try_to_change(f: &Failing) {
         libc::O_RDWR,
         libc::O_WRONLY | libc::O_APPEND,
     ] {
-        // The first write asks for the data, as a truncation might have come before it.
-        let written = sys::open(&path, flags, 0).and_then(|fd| sys::pwrite(&fd, b"x", 5));
-        assert_eq!(written.err(), Some(Errno::EIO));
+        // The first write asks for the data, as a truncation might have come before it. Where the kernel
+        // has collected it, the close does.
+        let written = sys::open(&path, flags, 0).and_then(|fd| {
+            sys::pwrite(&fd, b"x", 5)?;
+            sys::flush(&fd)
+        });
+        assert_eq!(written, Err(Errno::EIO));
     }
     assert_eq!(sys::truncate(&path, 5), Err(Errno::EIO));
+}
+
+/// Drops from the mount what the kernel has collected and could not store, as it goes on showing that.
+fn drop_collected(f: &mut Failing) {
+    if mode::collects_writes() {
+        f.remount();
+    }
 }
 
 #[test]
@@ -391,15 +402,19 @@ fn failed_copy_ups_leave_nothing() {
         f.fail(fault, "d/big");
         try_to_change(&f);
         // The directory may be there by now; of the file there must be nothing.
-        assert_eq!(
-            sys::lstat(f.fixture.upper.join("d/big")).err(),
-            Some(Errno::ENOENT)
-        );
+        let copy = f.fixture.upper.join("d/big");
         let mut left = f.upper();
         left.retain(|path| !before.contains(path) && path != b"d");
-        assert_eq!(left, Vec::<Vec<u8>>::new(), "{fault:?}");
+        if mode::collects_writes() && left == [b"d/big"] {
+            // The kernel sets the time of a write before it is one, which takes no data.
+            sys::getxattr(copy, "trusted.overlay.metacopy").unwrap();
+        } else {
+            assert_eq!(left, Vec::<Vec<u8>>::new(), "{fault:?}");
+            assert_eq!(sys::lstat(copy).err(), Some(Errno::ENOENT));
+        }
         f.check_work();
         f.lift();
+        drop_collected(&mut f);
         assert!(fs::read(f.at("d/big")).unwrap() == content(), "{fault:?}");
         change_for_good(&mut f);
     }
@@ -418,6 +433,7 @@ fn failed_copy_ups_of_metadata_copies() {
         assert_eq!(f.upper(), before, "{fault:?}");
         f.check_work();
         f.lift();
+        drop_collected(&mut f);
         assert!(fs::read(f.at("d/big")).unwrap() == content(), "{fault:?}");
         f.remount();
         assert!(

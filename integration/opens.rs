@@ -14,7 +14,7 @@ const READERS: usize = 50;
 const SIZE: usize = 3 << 20;
 
 /// A union over a file system that counts what it is asked.
-fn counted(name: &str, read_only: bool) -> Option<(SlowFs, Fixture)> {
+fn counted(name: &str, read_only: bool, options: &[&str]) -> Option<(SlowFs, Fixture)> {
     if !require_all(&["root", "fuse"]) {
         return None;
     }
@@ -27,9 +27,13 @@ fn counted(name: &str, read_only: bool) -> Option<(SlowFs, Fixture)> {
     let mut fixture = Fixture::new(name);
     fixture.lowers.push(slow.root().to_owned());
     fixture.read_only = read_only;
+    fixture.options = options.iter().map(ToString::to_string).collect();
     fixture.mount();
     Some((slow, fixture))
 }
+
+/// For each open of a file that the kernel is to read by itself it has to be given the layer's.
+const NOT_ALL: &[&str] = &["--passthrough=auto"];
 
 fn read(path: &Path) {
     let data = fs::read(path).unwrap();
@@ -57,7 +61,7 @@ fn read_together(path: &Path, faults: &Faults) {
 #[test]
 fn many_readers_of_a_cold_file_cost_what_one_does() {
     for read_only in [false, true] {
-        let Some((slow, f)) = counted("readers", read_only) else {
+        let Some((slow, f)) = counted("readers", read_only, NOT_ALL) else {
             return;
         };
         let faults = &slow.faults;
@@ -85,7 +89,7 @@ fn many_readers_of_a_cold_file_cost_what_one_does() {
 #[test]
 fn a_layer_is_opened_for_data_that_nobody_has_only() {
     for read_only in [false, true] {
-        let Some((slow, f)) = counted("cached", read_only) else {
+        let Some((slow, f)) = counted("cached", read_only, NOT_ALL) else {
             return;
         };
         let faults = &slow.faults;
@@ -140,7 +144,11 @@ fn a_mount_without_an_upper_is_not_told_of_opens() {
         f.umount();
         f.read_only = read_only;
         // With it each exec asks for capabilities, which the kernel keeps of no FUSE file system.
-        f.options = vec!["-o".to_owned(), "nosuid".to_owned()];
+        f.options = [NOT_ALL, &["-o", "nosuid"]]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect();
         f.mount();
         // What is asked once and never again is among these: the end of a file that is closed.
         use_all(&f);
@@ -155,7 +163,7 @@ fn a_mount_without_an_upper_is_not_told_of_opens() {
 /// What works by a handle elsewhere works without one, and changes are refused as ever.
 #[test]
 fn files_that_were_not_opened_do_all_that_reading_takes() {
-    let Some((_slow, f)) = counted("unopened", true) else {
+    let Some((_slow, f)) = counted("unopened", true, &[]) else {
         return;
     };
     let fd = sys::open(f.at("small"), libc::O_RDONLY, 0).unwrap();
@@ -184,7 +192,7 @@ fn files_that_were_not_opened_do_all_that_reading_takes() {
 /// The kernel grants no more than for a disk unless it is told to.
 #[test]
 fn large_files_are_read_in_large_pieces() {
-    let Some((_slow, f)) = counted("pieces", false) else {
+    let Some((_slow, f)) = counted("pieces", false, &[]) else {
         return;
     };
     let before = daemon::io(&f.mnt, "syscw");

@@ -13,7 +13,8 @@ use crate::support::{Compare, Fixture, daemon, require_all};
 const VALUES: [&str; 4] = ["auto", "off", "upper", "all"];
 
 fn mounted(name: &str, value: &str) -> Option<Fixture> {
-    union_with(name, 1, &["--passthrough", value], |lower| {
+    let options = ["--writeback=off", "--passthrough", value];
+    union_with(name, 1, &options, |lower| {
         file(lower[0].join("f"), &"lower".repeat(2000));
     })
 }

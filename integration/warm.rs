@@ -5,13 +5,17 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::files::{file, gone, names, read, union};
+use crate::support::files::{file, gone, names, read, union_with};
 use crate::support::stats::{Stats, Tally, counts};
 use crate::support::sys;
 use crate::support::{Fixture, run};
 
 fn tree(name: &str) -> Option<Fixture> {
-    union(name, 3, |lower| {
+    tree_with(name, &[])
+}
+
+fn tree_with(name: &str, options: &[&str]) -> Option<Fixture> {
+    union_with(name, 3, options, |lower| {
         for (i, dir) in lower.iter().enumerate() {
             file(dir.join(format!("both/f{i}")), &"x".repeat(1000 + i));
             file(dir.join(format!("only{i}/deep/f")), "below");
@@ -57,7 +61,10 @@ fn third(f: &Fixture, job: impl Fn()) -> Tally {
 
 #[test]
 fn nothing_is_asked_again() {
-    let Some(f) = tree("warm") else { return };
+    // A kernel that collects writes asks for attributes after each close, as it does not know the blocks.
+    let Some(f) = tree_with("warm", &["--writeback=off"]) else {
+        return;
+    };
     let none = counts([]);
     assert_eq!(third(&f, || find(&f.mnt)), none);
     assert_eq!(third(&f, || absent(&f.mnt)), none);

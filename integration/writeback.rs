@@ -7,7 +7,7 @@ use crate::support::files::{file, union_with};
 use crate::support::sys::{self, Map};
 use crate::support::{Fixture, daemon};
 
-const ON: [&str; 2] = ["--writeback", "on"];
+const ON: [&str; 2] = ["--passthrough=off", "--writeback=on"];
 
 fn mounted(options: &[&str]) -> Option<Fixture> {
     union_with("writeback", 1, options, |lower| {
@@ -30,7 +30,7 @@ fn write_records(f: &Fixture, name: &str) -> u64 {
 
 #[test]
 fn small_writes_become_few() {
-    for (options, most) in [(["--passthrough", "off"], 2100), (ON, 50)] {
+    for (options, most) in [(["--passthrough=off", "--writeback=off"], 2100), (ON, 50)] {
         let Some(f) = mounted(&options) else { return };
         let born = write_records(&f, "new");
         assert!(born < most, "{options:?}: {born}");

@@ -112,6 +112,13 @@ pub fn sizes_and_holes(dir: &Path) {
         sys::lseek(&fd, 9 * mega, libc::SEEK_DATA),
         Err(Errno::ENXIO)
     );
+}
+
+pub fn sizes(dir: &Path) {
+    let file = dir.join("f");
+    let fd = sys::open(&file, libc::O_CREAT | libc::O_RDWR, 0o644).unwrap();
+    sys::pwrite(&fd, &[1; 4096], 4096).unwrap();
+    assert_eq!(sys::fstat(&fd).unwrap().st_size, 8192);
     sys::ftruncate(&fd, 100).unwrap();
     sys::truncate(&file, 200).unwrap();
     assert_eq!(sys::pread(&fd, 1000, 0).unwrap(), [0; 200]);

@@ -46,6 +46,8 @@ const STEPS: [Step; 14] = [
         // Once only, though the step may come again.
         let fd = sys::open(m.join("d/c"), libc::O_RDWR, 0)?;
         sys::pwrite(&fd, b"++", 3)?;
+        // Where the kernel has collected it, this tells what became of it.
+        sys::flush(&fd)?;
         cat(&m.join("d/c"))
     }),
     ("chmod", |m| {

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod deadline;
 pub mod files;
 pub mod foreground;
+pub mod mode;
 pub mod process;
 pub mod random;
 pub mod script;
