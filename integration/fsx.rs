@@ -113,7 +113,8 @@ fn copied_up_from_a_lower() {
 /// Data that pass through the daemon, as they come and collected by the kernel.
 #[test]
 fn each_way_of_data() {
-    for options in [["--passthrough=off"], ["--writeback=on"]] {
+    for writeback in ["--writeback=off", "--writeback=on"] {
+        let options = ["--passthrough=off", writeback];
         let Some(mut fixture) = fixture_with("fsx-ways", &options) else {
             return;
         };

@@ -3,7 +3,8 @@
 //! `REQUIRE="fuse root overlayfs pjdfstest fsx setfacl userns"` (or `all`) turns the skipping of tests
 //! that this machine cannot do into a failure. `CVMFS_UNION_TEST_DIR` is where the tests' files
 //! lie, `CVMFS_UNION_TOOLS` where `bin/` has pjdfstest, fsx and fuse-overlayfs 2.0.
-//! `CVMFS_UNION_MOUNT_OPTIONS="--passthrough off"` is given to each mount of ours, to run all tests in another mode.
+//! `CVMFS_UNION_MOUNT_OPTIONS="--passthrough off"` is given to each mount of ours, to run all tests in another mode;
+//! `scripts/test-modes` does so for each.
 #![allow(
     unsafe_code,
     clippy::unwrap_used,
