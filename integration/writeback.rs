@@ -1,6 +1,7 @@
 //! Writes that the kernel collects before the daemon gets them (`--writeback=on`).
 
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::support::files::{file, union_with};
@@ -97,15 +98,17 @@ fn what_is_collected_is_seen_by_all() {
     }
 }
 
+/// When the data were changed last, as it is shown.
+fn time(path: PathBuf) -> (i64, i64) {
+    let stat = sys::stat(path).unwrap();
+    (stat.st_mtime, stat.st_mtime_nsec)
+}
+
 /// The time of a file is that of its last write, wherever the data were meanwhile.
 #[test]
 fn collected_writes_keep_their_time() {
     let Some(mut f) = mounted(&ON) else { return };
     let names: Vec<_> = (0..20).map(|i| format!("new{i}")).collect();
-    let time = |path| {
-        let stat = sys::stat(path).unwrap();
-        (stat.st_mtime, stat.st_mtime_nsec)
-    };
     let mut shown = Vec::new();
     for name in names.iter().map(String::as_str).chain(["f"]) {
         let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
@@ -156,10 +159,6 @@ fn truncating_to_the_same_size_changes_no_time() {
 fn allocations_keep_the_time_that_is_shown() {
     let Some(mut f) = mounted(&ON) else { return };
     let names: Vec<_> = (0..20).map(|i| format!("new{i}")).collect();
-    let time = |path| {
-        let stat = sys::stat(path).unwrap();
-        (stat.st_mtime, stat.st_mtime_nsec)
-    };
     let mut shown = Vec::new();
     for name in &names {
         sys::make(f.at(name), b"new").unwrap();
