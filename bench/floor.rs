@@ -28,6 +28,7 @@ const ROOT: usize = 1;
 pub fn main(args: &[String]) {
     let floor = Floor::read(Path::new(&args[0]));
     let how = MountFlags {
+        source: None,
         flags: nix::mount::MsFlags::empty(),
         allow_other: true,
     };
@@ -99,7 +100,7 @@ impl Floor {
 
 impl Filesystem for Floor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        negotiate(config);
+        negotiate(config, true);
         Ok(())
     }
 

@@ -11,6 +11,7 @@
     clippy::let_underscore_must_use
 )]
 
+mod cold;
 mod counters;
 mod floor;
 mod lists;
@@ -86,6 +87,8 @@ enum Part {
     Layers,
     /// Memory of the daemon.
     Memory,
+    /// Cold starts; only if it is asked for, since it takes minutes of its own.
+    Cold,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -187,6 +190,18 @@ fn measure(args: &Args, plan: &Plan) -> Report {
             plot::draw(&report.speed, &args.out.join("plot.svg")).unwrap();
         }
     };
+    if args.part.contains(&Part::Cold) {
+        let (table, raw) = cold::measure(&plan.layers, &systems, plan.repetitions, named);
+        let text = format!("# Cold starts\n\n{}\n{table}", report::facts(&host));
+        std::fs::create_dir_all(&args.out).unwrap();
+        std::fs::write(args.out.join("cold.md"), &text).unwrap();
+        let raw = json!({"host": host, "rows": raw});
+        std::fs::write(args.out.join("cold.json"), format!("{raw:#}\n")).unwrap();
+        println!("{text}");
+    }
+    if args.part == [Part::Cold] {
+        return report;
+    }
     let keep = |figures: Vec<Figures>| figures.into_iter().filter(|row| named(&row.name));
     if wanted(Part::Lowers) {
         let rows = lowers::measure(

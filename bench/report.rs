@@ -240,6 +240,18 @@ const DAEMONS: [System; 4] = [
 
 const SHORT_NAMES: &str = "plain | overlay | fo2 | fo1 | ours";
 
+/// Where and of what a report is, as a list.
+pub fn facts(host: &Value) -> String {
+    let mut text = String::new();
+    for (key, value) in host.as_object().unwrap() {
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        writeln!(text, "* {key}: {value}").unwrap();
+    }
+    text
+}
+
 impl Report {
     pub fn write(&self, dir: &Path, host: &Value) {
         fs::create_dir_all(dir).unwrap();
@@ -254,14 +266,7 @@ impl Report {
     }
 
     pub fn markdown(&self, host: &Value) -> String {
-        let mut text = String::from("# Side by side\n\n");
-        let known = host.as_object().unwrap().iter();
-        for (key, value) in known {
-            let value = value
-                .as_str()
-                .map_or_else(|| value.to_string(), str::to_owned);
-            writeln!(text, "* {key}: {value}").unwrap();
-        }
+        let mut text = String::from("# Side by side\n\n") + &facts(host);
         text += "\nplain: the merged tree as one directory. overlay: kernel overlayfs. fo2, fo1: fuse-overlayfs 2.0 and 1.\n";
         text += "floor: a FUSE daemon that answers from memory alone, below which none can go.\n";
         if !self.speed.is_empty() {

@@ -1,5 +1,5 @@
 //! What holds in a plain directory: every case is run on one, on kernel overlayfs and on ours, there with
-//! each way that data can take.
+//! each way that data can take, and with the kernel in the daemon's place.
 
 pub mod attributes;
 pub mod data;
@@ -39,6 +39,9 @@ macro_rules! cases {
         }
         mod ours_with_writeback {
             $(#[test] fn $name() { super::on_ours_with_writeback(stringify!($name), super::$name); })*
+        }
+        mod ours_by_overlayfs {
+            $(#[test] fn $name() { super::on_ours_by_overlayfs(stringify!($name), super::$name); })*
         }
     };
 }
@@ -149,6 +152,20 @@ fn on_ours_with_writeback(name: &str, case: fn(&Path)) {
     if require_all(&["root", "fuse"]) {
         unless_known(name, WRITEBACK_FAILS, || {
             mounted(System::Ours, &["--passthrough=off", "--writeback=on"], case);
+        });
+    }
+}
+
+fn on_ours_by_overlayfs(name: &str, case: fn(&Path)) {
+    if require_all(&["root", "overlayfs"]) {
+        unless_known(name, OVERLAYFS_FAILS, || {
+            let options = [
+                "--backend=overlay",
+                "--assume-no-wh",
+                "--passthrough=auto",
+                "--writeback=off",
+            ];
+            mounted(System::Ours, &options, case);
         });
     }
 }

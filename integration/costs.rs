@@ -59,6 +59,8 @@ fn calls(f: &Fixture, work: impl FnOnce(&Fixture)) -> Vec<String> {
     daemon.end();
     let trace = fs::read_to_string(&log).unwrap();
     let begun = |line: &&str| line.contains('(') && !line.contains("resumed>");
+    // Memory, of which the allocator takes as it likes.
+    let begun = |line: &&str| begun(line) && !line.contains("MAP_ANONYMOUS");
     trace.lines().filter(begun).map(str::to_owned).collect()
 }
 
@@ -71,7 +73,7 @@ fn calls_of_layers(layers: usize) -> usize {
     calls(&f, |f| assert!(f.at("file0").is_file())).len()
 }
 
-/// To resolve its path three times, to look at it, to open it, and to list its root: 15.
+/// To resolve its path three times, to look at it, to open it, and to list its root: 14.
 #[test]
 fn a_layer_costs_few_calls_at_mount() {
     if !require_all(&["root", "fuse"]) {
@@ -79,7 +81,7 @@ fn a_layer_costs_few_calls_at_mount() {
     }
     let (few, many) = (calls_of_layers(2), calls_of_layers(34));
     let each = many.saturating_sub(few) / 32;
-    assert!(each <= 15, "{each} calls for each layer: {few}, {many}");
+    assert!(each <= 14, "{each} calls for each layer: {few}, {many}");
 }
 
 /// Calls that ask something of an object in an open directory, or of an open directory itself. What asks of

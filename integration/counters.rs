@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::rootless::{STRANGER, as_ordinary_user, program_for_users};
 use crate::support::files::{file, read, union, union_with};
+use crate::support::foreground::Daemon;
 use crate::support::stats::{Stats, counts};
 use crate::support::sys;
 use crate::support::{Fixture, PROGRAM, Scratch, daemon, run, text};
@@ -211,4 +212,60 @@ mount
 umount
 "#;
     as_ordinary_user("stats", look, |_| {});
+}
+
+/// A publication in the repository of a layer, by the attribute with which a CVMFS client tells of it.
+#[test]
+fn revisions_that_have_moved_on() {
+    let made = union_with("revisions", 2, &["--log=warn"], |lower| {
+        for dir in lower {
+            sys::setxattr(dir, "user.fqrn", b"images.example.org", 0).unwrap();
+            sys::setxattr(dir, "user.revision", b"41", 0).unwrap();
+        }
+    });
+    let Some(mut f) = made else { return };
+    let of_mount = |now: &str| {
+        serde_json::json!([{
+            "repository": "images.example.org",
+            "revision_at_mount": "41",
+            "revision": now,
+        }])
+    };
+    assert_eq!(Stats::of(&f.mnt).json()["repositories"], of_mount("41"));
+    let said = || text(&stats(&f.mnt, &[]).stdout);
+    assert!(!said().contains("images.example.org"), "{}", said());
+    publish(&f, "42");
+    assert_eq!(Stats::of(&f.mnt).json()["repositories"], of_mount("42"));
+    let line = "repository: images.example.org, revision 42 now, 41 at mount\n";
+    assert!(said().contains(line), "{}", said());
+
+    let rows = |options: &[&str]| run(Command::new(PROGRAM).arg("status").args(options)).stdout;
+    let json: Value = serde_json::from_slice(&rows(&["--json"])).unwrap();
+    let of_ours = json.as_array().unwrap().iter();
+    let ours = of_ours.filter(|row| row["mountpoint"] == f.mnt.display().to_string());
+    let repositories: Vec<_> = ours.map(|row| &row["repositories"]).collect();
+    assert_eq!(repositories, [&of_mount("42")]);
+    assert!(text(&rows(&[])).contains(&format!("    {line}")));
+
+    // The log tells it once, and is told nothing of it by who asks.
+    f.umount();
+    let daemon = Daemon::mount(&f);
+    publish(&f, "43");
+    Stats::of(&f.mnt).json();
+    publish(&f, "44");
+    assert_eq!(
+        Stats::of(&f.mnt).json()["repositories"][0]["revision"],
+        "44"
+    );
+    let log = daemon.end().log;
+    let line = "images.example.org: revision 43 now, 42 at mount";
+    assert!(log.contains(line) && !log.contains("revision 44"), "{log}");
+    publish(&f, "41");
+}
+
+/// Any of its layers tells of a repository, but who asks chooses one.
+fn publish(f: &Fixture, revision: &str) {
+    for dir in &f.lowers {
+        sys::setxattr(dir, "user.revision", revision.as_bytes(), 0).unwrap();
+    }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 
 use crate::support::sys;
-use crate::support::{Fixture, Mounted, daemon, mount_fuse, require_all, text};
+use crate::support::{Fixture, Mounted, daemon, mode, mount_fuse, require_all, text};
 
 /// The exit code of an upper that cannot be used.
 const UPPER: i32 = 5;
@@ -102,6 +102,7 @@ fn volatile_upper_is_accepted_after_an_orderly_end() {
     // Also while somebody uses it, who loses it then.
     let held = sys::open(f.at("file"), libc::O_RDWR, 0).unwrap();
     sys::pwrite(&held, b"UPPER", 0).unwrap();
+    mode::settle(&held).unwrap();
     end_by(&mut f, libc::SIGTERM);
     f.mount();
     assert_eq!(fs::read_to_string(f.at("file")).unwrap(), "UPPER");
@@ -241,8 +242,11 @@ fn auto_syncs_copies_and_what_programs_ask_for() {
         return;
     };
     // Where the file system keeps the order of data and names, the data are only written out.
-    let settled = ["fdatasync", "sync_file_range"].map(|c| count(&copying, c, "/work/work/"));
-    assert!(settled == [1, 0] || settled == [0, 1], "{copying:?}");
+    let settled = |at| ["fdatasync", "sync_file_range"].map(|call| count(&copying, call, at));
+    let once = |at| settled(at) == [1, 0] || settled(at) == [0, 1];
+    // A kernel that collects writes may tell of their time first: data come to that copy in its place.
+    let in_place = mode::collects_writes() && once("/upper/file>");
+    assert!(once("/work/work/") || in_place, "{copying:?}");
     assert_eq!(copying.len(), 1, "{copying:?}");
     assert_eq!(count(&syncing, "fsync", "/upper/file>"), 1, "{syncing:?}");
     assert_eq!(count(&syncing, "fsync", "/upper>"), 1, "{syncing:?}");

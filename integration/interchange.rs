@@ -5,7 +5,7 @@
 //! a name of a hard-linked lower file that was never touched itself shows the lower's data again.
 
 mod samples;
-mod work;
+pub mod work;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

@@ -193,10 +193,11 @@ fn no_more_than_of_a_plain_directory() {
     let many = measure(Way::union(50));
     for (union, layers) in [(&measure(Way::union(1)), 1), (&few, 12), (&many, 50)] {
         let (_, mount) = &union[0];
-        // Each is found and listed, one is asked whether it is of CVMFS, and the upper takes on the root.
+        // Each is found and listed, one is asked for its repository and the revision of that, and the upper takes on
+        // the root.
         let of_each = ["lookup", "opendir", "readdir"];
         let mut want: Tally = of_each.map(|kind| (kind, layers)).into();
-        want.extend([("getxattr", 1), ("getattr", 1), ("listxattr", 1)]);
+        want.extend([("getxattr", 2), ("getattr", 1), ("listxattr", 1)]);
         assert_eq!(*mount, want, "{layers} layers");
         for ((work, asked), (_, plain)) in union.iter().zip(&flat).skip(1) {
             let (n, most) = (total(asked), total(plain));

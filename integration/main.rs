@@ -17,7 +17,11 @@
     clippy::let_underscore_must_use
 )]
 
+mod backends;
+mod bind_points;
+mod cold;
 mod conformance;
+mod consumers;
 mod costs;
 mod counters;
 mod differential;
@@ -30,10 +34,13 @@ mod interchange;
 mod kills;
 mod layered;
 mod limits;
+mod logs;
+mod looks;
 mod lower_listings;
 mod lower_requests;
 mod machine_crash;
 mod opens;
+mod pages;
 mod passed_fd;
 mod passthrough;
 mod pjdfstest;
@@ -41,6 +48,7 @@ mod privilege;
 mod races;
 mod rivals;
 mod rootless;
+mod run;
 mod support;
 mod uppers;
 mod warm;

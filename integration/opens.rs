@@ -7,6 +7,7 @@ use std::sync::Barrier;
 
 use crate::support::files::{file, names, union_with};
 use crate::support::slow_fs::{Fault, Faults, SlowFs};
+use crate::support::stats::Stats;
 use crate::support::sys::{self, Errno, Map};
 use crate::support::{Fixture, daemon, require_all};
 
@@ -129,6 +130,135 @@ fn use_all(f: &Fixture) {
         sys::fstat(&dir).unwrap().st_ino,
         sys::stat(f.at("d")).unwrap().st_ino
     );
+}
+
+/// How many files each of the next tests has.
+const SMALL: usize = 300;
+
+/// Small files that nobody has opened yet.
+fn small_files(name: &str) -> Option<Fixture> {
+    union_with(name, 1, NOT_ALL, |lowers| fill_small(&lowers[0]))
+}
+
+fn fill_small(dir: &Path) {
+    for i in 0..SMALL {
+        file(dir.join(format!("f{i}")), &format!("content of {i}"));
+    }
+}
+
+/// Of all sizes up to the largest that is sent.
+fn sized(i: usize) -> String {
+    let size = (128 << 10) * (i + 1) / SMALL;
+    let line = format!("line of {i}\n");
+    line.repeat(size.div_ceil(line.len()))[..size].to_owned()
+}
+
+#[test]
+fn small_files_that_are_opened_and_read_cost_one_request() {
+    let fill = |lowers: &[std::path::PathBuf]| {
+        for i in 0..SMALL {
+            file(lowers[0].join(format!("f{i}")), &sized(i));
+        }
+    };
+    let Some(f) = union_with("early", 1, NOT_ALL, fill) else {
+        return;
+    };
+    names(&f.mnt);
+    let stats = Stats::of(&f.mnt);
+    let read_all = || {
+        for i in 0..SMALL {
+            let text = fs::read_to_string(f.at(format!("f{i}"))).unwrap();
+            assert_eq!(text, sized(i));
+        }
+    };
+    let (asked, ()) = stats.during(read_all);
+    assert_eq!(asked["open"], SMALL as u64);
+    // Those to learn from, and the samples after them.
+    let reads = asked["read"];
+    assert!(
+        (SMALL / 16..SMALL / 16 + 8).contains(&(reads as usize)),
+        "{reads}"
+    );
+    let (asked, ()) = stats.during(read_all);
+    assert_eq!(asked["open"], SMALL as u64);
+    assert_eq!(asked.get("read"), None);
+    for i in 0..20 {
+        let fd = sys::open(f.at(format!("f{i}")), libc::O_RDONLY, 0).unwrap();
+        let pages = sized(i).len().next_multiple_of(4096);
+        let map = Map::new(&fd, pages, libc::PROT_READ, libc::MAP_SHARED).unwrap();
+        assert!(
+            (sized(i).len()..pages).all(|at| map.get(at) == 0),
+            "behind the end of {i}"
+        );
+    }
+}
+
+#[test]
+fn files_that_are_opened_and_not_read_are_soon_not_read_for_nothing() {
+    let Some((slow, f)) = counted_files("unread") else {
+        return;
+    };
+    for i in 0..20 {
+        fs::read(f.at(format!("f{i}"))).unwrap();
+    }
+    let (opened, ()) = slow.faults.count("open", || {
+        for i in 20..SMALL {
+            sys::open(f.at(format!("f{i}")), libc::O_RDONLY, 0).unwrap();
+        }
+    });
+    // Three samples, and those between them.
+    assert!(opened <= 3 * 16, "{opened}");
+}
+
+/// The same on a file system that counts.
+fn counted_files(name: &str) -> Option<(SlowFs, Fixture)> {
+    if !require_all(&["root", "fuse"]) {
+        return None;
+    }
+    let slow = SlowFs::new(fill_small);
+    let mut fixture = Fixture::new(name);
+    fixture.lowers.push(slow.root().to_owned());
+    fixture.options = NOT_ALL.iter().map(ToString::to_string).collect();
+    fixture.mount();
+    Some((slow, fixture))
+}
+
+/// Readers see nothing that was never there, and what is shown at the end is what is there.
+#[test]
+fn files_that_are_cut_off_while_they_are_opened() {
+    let Some(mut f) = small_files("cut off") else {
+        return;
+    };
+    names(&f.mnt);
+    for i in 0..20 {
+        fs::read(f.at(format!("f{i}"))).unwrap();
+    }
+    for i in 20..SMALL {
+        let path = f.at(format!("f{i}"));
+        let whole = format!("content of {i}");
+        let start = Barrier::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    start.wait();
+                    let seen = fs::read_to_string(&path).unwrap();
+                    // The kernel may still have the old size when the new data come.
+                    let data = seen.trim_end_matches('\0');
+                    assert!(whole.starts_with(data), "{seen:?}");
+                });
+            }
+            start.wait();
+            sys::truncate(&path, 7).unwrap();
+        });
+        assert_eq!(fs::read_to_string(&path).unwrap(), "content");
+    }
+    f.remount();
+    for i in 20..SMALL {
+        assert_eq!(
+            fs::read_to_string(f.at(format!("f{i}"))).unwrap(),
+            "content"
+        );
+    }
 }
 
 #[test]

@@ -86,6 +86,24 @@ fn permissions_are_checked() {
     check_rights(&fixture);
 }
 
+/// The kernel still asks for the ACLs of a file with bits for its group.
+#[test]
+fn permissions_are_checked_without_acls() {
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let mut fixture = fixture("passed-noacl");
+    fixture.options.push("--noacl".into());
+    let device = mount_fuse(&fixture.mnt, ",allow_other");
+    let _mounted = Mounted(fixture.mnt.clone());
+    let output = daemon::serve(&fixture, device);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    check_rights(&fixture);
+    sys::chmod(fixture.at("secret"), 0o664).unwrap();
+    let shared = cat_as_user(&fixture.at("secret"));
+    assert_eq!(text(&shared.stdout), "secret", "{}", text(&shared.stderr));
+}
+
 #[test]
 fn other_descriptors_are_refused() {
     if !require_all(&["root", "fuse"]) {

@@ -265,6 +265,7 @@ fn hangs() {
     let pid = daemon::of(&f.mnt);
     std::fs::write(&words[0], format!("{pid} {}", f.mnt.display())).unwrap();
     daemon::signal(pid, libc::SIGSTOP);
+    daemon::wait("the daemon goes on", || daemon::is_stopped(pid));
     sys::stat(f.at("dir/sub/below")).unwrap();
 }
 

@@ -1,11 +1,13 @@
 //! Uppers on different file systems: all serve the same changes, whatever they can store.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use crate::support::sys::{self, Errno};
-use crate::support::volume::Volume;
-use crate::support::{Compare, Fixture, Tree, require, require_all, text};
+use crate::support::volume::{Volume, succeed};
+use crate::support::{Compare, Fixture, Mounted, Tree, require, require_all, text};
 
 fn file(path: impl AsRef<Path>, content: &str) {
     fs::create_dir_all(path.as_ref().parent().unwrap()).unwrap();
@@ -305,4 +307,51 @@ fn hard_links_on_ramfs() {
     if require_all(&["root", "fuse"]) {
         hard_links("ramfs");
     }
+}
+
+/// An overlayfs over two file systems numbers its directories by itself, and its files as the file system of
+/// its upper does: both from 1 on.
+#[test]
+fn overlayfs_of_two_file_systems() {
+    if !require_all(&["root", "fuse", "overlayfs"]) {
+        return;
+    }
+    let volume = Volume::new("tmpfs");
+    let mut f = Fixture::new("overlay");
+    let (below, over) = (f.scratch().join("below"), volume.dir("root"));
+    fs::create_dir(&below).unwrap();
+    let options = format!(
+        "xino=off,lowerdir={},upperdir={},workdir={}",
+        below.display(),
+        volume.dir("upper").display(),
+        volume.dir("work").display()
+    );
+    succeed(
+        Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &options])
+            .arg(&over),
+    );
+    let _mounted = Mounted(over.clone());
+    (f.upper, f.work) = (over.join("upper"), over.join("work"));
+    for dir in [&f.upper, &f.work] {
+        fs::create_dir(dir).unwrap();
+    }
+    f.lower();
+    f.mount();
+    let mut numbers = BTreeSet::new();
+    for n in 0..50 {
+        let (dir, name) = (f.at(format!("dir{n}")), f.at(format!("file{n}")));
+        sys::mkdir(&dir, 0o755).unwrap();
+        file(&name, "content");
+        for path in [dir, name] {
+            let number = sys::lstat(&path).unwrap().st_ino;
+            assert!(numbers.insert(number), "{number} twice");
+        }
+    }
+    f.remount();
+    for n in 0..50 {
+        assert_eq!(read(f.at(format!("file{n}"))), "content");
+        assert!(sys::names(f.at(format!("dir{n}"))).unwrap().is_empty());
+    }
+    f.umount();
 }

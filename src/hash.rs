@@ -1,4 +1,4 @@
-//! A cheap hash for tables of numbers: those of nodes, and such as are hashes already. Who makes an image
+//! Two hashes. One stays the same for ever. The other is a cheap one for tables of numbers: those of nodes, and such as are hashes already. Who makes an image
 //! could choose some with effort, and would slow down its own mount only; tables of names keep the hash that
 //! nobody can foresee.
 
@@ -38,6 +38,19 @@ impl Hasher for NumberHasher {
     fn finish(&self) -> u64 {
         self.0
     }
+}
+
+/// A hash that stays the same over time and machines (FNV-1a, finished as MurmurHash3 does).
+pub fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
+    let mut h = seed ^ 0xcbf2_9ce4_8422_2325;
+    for b in bytes {
+        h = (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
+    }
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    h ^= h >> 33;
+    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    h ^ (h >> 33)
 }
 
 #[cfg(test)]

@@ -14,15 +14,21 @@
 )]
 
 pub mod at_once;
+pub mod backend;
+pub mod cache;
 pub mod cli;
 pub mod descriptor;
 pub mod error;
 pub mod fuse;
 pub mod hash;
+pub mod image;
 pub mod layer;
 pub mod meter;
+pub mod prefetch;
+pub mod profile;
 mod sync;
 pub mod sys;
+pub mod text;
 pub mod union;
 
 /// How the crate is built, how the mounted file system behaves, what is stored on disk, what it costs, and

@@ -9,6 +9,7 @@ mod descriptor;
 mod dialect;
 mod marks;
 mod names;
+mod profile;
 
 use std::fs;
 use std::path::PathBuf;

@@ -12,6 +12,8 @@
 mod descriptor;
 mod faults;
 mod fuzz;
+mod image;
+mod layerstore;
 mod model;
 mod requests;
 mod resolve;

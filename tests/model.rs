@@ -6,14 +6,17 @@
 mod initial;
 mod ops;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use cvmfs_union::union::api::{Kind, Whiteouts};
+use cvmfs_union::union::Union;
+use cvmfs_union::union::api::{Kind, UnionConfig, Whiteouts};
+use cvmfs_union::union::view::{Kind as Change, View};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseResult};
 
-use crate::support::fs::difference;
+use crate::support::fs::{Entry, difference};
 use crate::support::{Disk, Fs, Merged, Stack, Tree, temp_dir};
 use initial::Initial;
 use ops::{Files, Op, Step};
@@ -121,6 +124,73 @@ impl Pair {
         self.compare("tree")
     }
 
+    /// What is told of the changes, without a mount, is what has become of the layers' tree.
+    fn check_changes(&self) -> TestCaseResult {
+        let config = self.stack.config();
+        let before = match config.lowers.is_empty() {
+            true => Tree::default(),
+            false => Merged::new(
+                Union::new(&UnionConfig {
+                    upper: None,
+                    ..self.stack.config()
+                })
+                .unwrap(),
+            )
+            .tree(),
+        };
+        let upper = config.upper.as_ref().map(|upper| &*upper.upper);
+        let read = View::open(&config.lowers, upper)
+            .and_then(|view| view.changes(true).map(|changes| (view, changes)));
+        let (view, changes) = read.map_err(|e| self.fail(&format!("changes: {e}")))?;
+        let told: BTreeMap<String, Change> = changes
+            .into_iter()
+            .map(|of| (String::from_utf8(of.path).unwrap(), of.kind))
+            .collect();
+        let text = |path: &str| format!("/{path}");
+        let now = self.tree.settled();
+        for (path, change) in &told {
+            let path = path.trim_start_matches('/');
+            let stands = (before.0.contains_key(path), now.0.contains_key(path));
+            let right = match change {
+                Change::Added => stands == (false, true),
+                Change::Changed => stands == (true, true),
+                Change::Deleted => stands == (true, false),
+            };
+            if !right {
+                return Err(self.fail(&format!("{path:?} is told to be {change:?}: {told:?}")));
+            }
+        }
+        for (path, entry) in now.0.iter().filter(|(path, _)| !path.is_empty()) {
+            let shown = view.explain(text(path).as_bytes());
+            let shown = shown.map_err(|e| self.fail(&format!("explain {path:?}: {e}")))?;
+            if shown.shown.is_none() {
+                return Err(self.fail(&format!("{path:?} is told not to be there")));
+            }
+            let old = before.0.get(path);
+            // Another name of the file may have been changed.
+            let one_name = |of: &Entry| of.kind == Kind::Dir || of.nlink == 1;
+            let alone = one_name(entry) && old.is_none_or(one_name);
+            let same = |old: &Entry| {
+                let of = |e: &Entry| (e.kind, e.mode, e.uid, e.gid, e.data.clone());
+                of(old) == of(entry)
+            };
+            if alone && !old.is_some_and(same) && !told.contains_key(&text(path)) {
+                return Err(self.fail(&format!("nothing is told of {path:?}: {told:?}")));
+            }
+        }
+        for path in before.0.keys().filter(|path| !now.0.contains_key(*path)) {
+            // Or what it lay in is gone, or no directory any more.
+            let mut above = path.as_str();
+            while !told.contains_key(&text(above)) {
+                let Some((parent, _)) = above.rsplit_once('/') else {
+                    return Err(self.fail(&format!("{path:?} is gone, and {told:?}")));
+                };
+                above = parent;
+            }
+        }
+        Ok(())
+    }
+
     fn both(&mut self, step: &Step) -> TestCaseResult {
         let got = step.run(self.merged(), self.files.of_union());
         writeln!(self.script, " -> {got:?}").unwrap();
@@ -178,7 +248,8 @@ fn run(initial: &Initial, mode: &Mode, ops: &[Op]) -> TestCaseResult {
     for op in ops {
         pair.apply(op)?;
     }
-    pair.step(&Step::Reopen)
+    pair.step(&Step::Reopen)?;
+    pair.check_changes()
 }
 
 proptest! {

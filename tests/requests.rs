@@ -120,6 +120,7 @@ fn what_is_refused_at_once_is_counted() {
             clone_fd: false,
             passthrough: Passthrough::Off,
             writeback: true,
+            ..Options::default()
         };
         let merged = stack.mount();
         let union = merged.union.share();

@@ -47,7 +47,6 @@ const SCRIPT: &str = r#"
 set -eux
 fails() { ! "$@"; }
 as() { id=$1; shift; setpriv --reuid "$id" --regid "$id" --clear-groups -- "$@"; }
-fails "$PROGRAM" mount -o suid --lower "$LOWER" --upper "$UPPER" --work "$WORK" "$MNT"
 fails "$PROGRAM" mount -o dev --lower "$LOWER" --upper "$UPPER" --work "$WORK" "$MNT"
 "$PROGRAM" mount --lower "$LOWER" --upper "$UPPER" --work "$WORK" "$MNT"
 cd "$MNT"
@@ -103,6 +102,12 @@ fails as 5 setfattr -n trusted.x -v y shared/new
 touch "$WORK.ready"
 while [ ! -e "$WORK.go" ]; do sleep 0.05; done
 cd /
+"$PROGRAM" umount "$MNT"
+
+# Set-id programs are such if that is wanted, for ids of this range only.
+"$PROGRAM" mount -o suid --read-only --lower "$LOWER" "$MNT"
+[ "$("$MNT/suid-five" -u)" = 5 ]
+[ "$(as 6 "$MNT/suid-root" -u)" = 6 ]
 "$PROGRAM" umount "$MNT"
 "#;
 

@@ -60,6 +60,17 @@ pub fn wait(otherwise: &str, mut so: impl FnMut() -> bool) {
     }
 }
 
+/// Whether a process has come to a stop, each of its threads.
+pub fn is_stopped(pid: i32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
+    })
+}
+
 /// Waits for the end of a process that is not our child.
 pub fn wait_for_end(pid: i32) {
     wait("the daemon does not end", || {

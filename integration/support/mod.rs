@@ -48,7 +48,7 @@ const NAMESPACES: Duration = Duration::from_secs(150);
 
 /// Waits until what was mounted there is gone from the namespaces that other tests made meanwhile, too:
 /// each copies all mounts.
-fn wait_for_namespaces(mnt: &Path) {
+pub fn wait_for_namespaces(mnt: &Path) {
     let begun = Instant::now();
     while is_mounted_elsewhere(mnt) {
         assert!(begun.elapsed() < NAMESPACES, "a namespace stays");
@@ -99,6 +99,12 @@ fn have(what: &str) -> Result<(), String> {
             .open("/dev/fuse")
             .map(drop)
             .map_err(|e| format!("/dev/fuse cannot be opened: {e}")),
+        "fuse-for-users" => {
+            let mode = fs::metadata("/dev/fuse").map(|device| device.mode());
+            let open = mode.is_ok_and(|mode| mode & 0o006 == 0o006);
+            open.then_some(())
+                .ok_or_else(|| "/dev/fuse is not open to all users (chmod 666)".into())
+        }
         "overlayfs" => {
             let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
             let found = known.lines().any(|line| line.ends_with("\toverlay"));
@@ -129,6 +135,17 @@ fn have(what: &str) -> Result<(), String> {
             .map(drop)
             .map_err(|e| format!("/dev/loop-control: {e}")),
         "strace" => runs("strace", &["-V"]),
+        "busybox" | "podman" | "runc" | "bwrap" | "ch-run" | "systemd-nspawn" | "containerd"
+        | "docker-registry" => tool(what)
+            .map(drop)
+            .ok_or_else(|| format!("no {what} on PATH")),
+        "umoci" | "skopeo" | "systemd-analyze" => runs(what, &["--version"]),
+        "python3" | "gcc" => {
+            let program = Path::new("/usr/bin").join(what);
+            fs::metadata(&program)
+                .map(drop)
+                .map_err(|e| format!("{}: {e}", program.display()))
+        }
         "pjdfstest" | "fsx" => tool(what).map(drop).ok_or_else(|| {
             format!("no {what} on PATH or in $CVMFS_UNION_TOOLS/bin (cargo install {what})")
         }),
@@ -261,8 +278,13 @@ impl Fixture {
 
     /// What was mounted there last may go on in a namespace; then the upper is in use until it ends.
     pub fn mount(&mut self) {
+        let begun = Instant::now();
         let mut output = self.try_mount();
-        if !output.status.success() && is_mounted_elsewhere(&self.mnt) {
+        while !output.status.success()
+            && (text(&output.stderr).contains("in use by another mount")
+                || is_mounted_elsewhere(&self.mnt))
+            && begun.elapsed() < NAMESPACES
+        {
             wait_for_namespaces(&self.mnt);
             output = self.try_mount();
         }
@@ -406,7 +428,8 @@ pub fn initial_root() -> bool {
 /// `CVMFS_UNION_MOUNT_OPTIONS`, which those of a test itself override.
 pub fn mount_command() -> Command {
     let mut command = Command::new(PROGRAM);
-    command.arg("mount");
+    // No test is to be changed by what another one has opened.
+    command.args(["mount", "--prefetch=off"]);
     let more = std::env::var("CVMFS_UNION_MOUNT_OPTIONS").unwrap_or_default();
     command.args(more.split_whitespace());
     if initial_root() {

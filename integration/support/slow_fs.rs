@@ -4,6 +4,7 @@
 //! is counted, and meets the faults of the moment. The test's process serves it, so a thread that waits for it must not be the one that
 //! serves; where anything may wait, each request has a thread of its own.
 
+mod cold;
 mod faults;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use fuser::{
 };
 use nix::mount::{MntFlags, umount2};
 
+pub use self::cold::Cold;
 pub use self::faults::{Fault, Faults};
 use super::{Mounted, Scratch, mount_fuse, sys};
 
@@ -36,6 +38,8 @@ const FOREVER: Duration = Duration::from_secs(u32::MAX as u64);
 /// The mount. Dropping it lifts the faults and unmounts.
 pub struct SlowFs {
     pub faults: Arc<Faults>,
+    /// What it has to fetch first, if that takes time.
+    pub cold: Option<Arc<Cold>>,
     /// The directory that is shown.
     pub source: PathBuf,
     keep: Duration,
@@ -60,20 +64,27 @@ impl SlowFs {
         let scratch = Scratch::new("slow");
         let source = scratch.dir("source");
         fill(&source);
-        Self::of(source, keep, scratch)
+        Self::of(source, keep, None, scratch)
     }
 
     /// A directory that is there, [`cached`](Self::cached).
     pub fn showing(source: &Path) -> SlowFs {
-        Self::of(source.to_owned(), FOREVER, Scratch::new("slow"))
+        Self::of(source.to_owned(), FOREVER, None, Scratch::new("slow"))
     }
 
-    fn of(source: PathBuf, keep: Duration, scratch: Scratch) -> SlowFs {
+    /// The same as a CVMFS client with an empty cache.
+    pub fn cold(source: &Path, cold: Cold) -> SlowFs {
+        let cold = Some(Arc::new(cold));
+        Self::of(source.to_owned(), FOREVER, cold, Scratch::new("slow"))
+    }
+
+    fn of(source: PathBuf, keep: Duration, cold: Option<Arc<Cold>>, scratch: Scratch) -> SlowFs {
         let mnt = scratch.dir("mnt");
         let faults = Arc::<Faults>::default();
-        serve(&source, &mnt, &faults, keep);
+        serve(&source, &mnt, &faults, cold.clone(), keep);
         SlowFs {
             faults,
+            cold,
             source,
             keep,
             mounted: Mounted(mnt),
@@ -103,7 +114,22 @@ impl SlowFs {
 
     /// Mounts anew after [`detach`](Self::detach).
     pub fn attach(&self) {
-        serve(&self.source, self.root(), &self.faults, self.keep);
+        serve(
+            &self.source,
+            self.root(),
+            &self.faults,
+            self.cold.clone(),
+            self.keep,
+        );
+    }
+}
+
+impl SlowFs {
+    /// Mounts anew what is [`cold`](Self::cold), in the same place: neither it nor the kernel has anything.
+    pub fn renew(&self) {
+        self.detach();
+        self.cold.as_ref().unwrap().forget();
+        self.attach();
     }
 }
 
@@ -114,11 +140,12 @@ impl Drop for SlowFs {
 }
 
 /// Mounts, and serves on a thread of its own.
-fn serve(source: &Path, mnt: &Path, faults: &Arc<Faults>, keep: Duration) {
+fn serve(source: &Path, mnt: &Path, faults: &Arc<Faults>, cold: Option<Arc<Cold>>, keep: Duration) {
     let shown = Shown {
         source: source.to_owned(),
         nodes: Mutex::default(),
         faults: faults.clone(),
+        cold,
         keep,
     };
     // The root is number 1.
@@ -142,6 +169,7 @@ struct Shown {
     source: PathBuf,
     nodes: Mutex<Nodes>,
     faults: Arc<Faults>,
+    cold: Option<Arc<Cold>>,
     /// How long the kernel may keep an answer.
     keep: Duration,
 }
@@ -158,7 +186,9 @@ impl Mirror {
     fn answer(&self, ino: INodeNo, answer: impl FnOnce(&Shown, PathBuf) + Send + 'static) {
         let shown = self.0.clone();
         let path = shown.path(ino);
-        if shown.faults.may_wait() {
+        if let Some(cold) = self.0.cold.as_ref() {
+            cold.serve(move || answer(&shown, path));
+        } else if shown.faults.may_wait() {
             std::thread::spawn(move || answer(&shown, path));
         } else {
             answer(&shown, path);
@@ -167,6 +197,20 @@ impl Mirror {
 }
 
 impl Shown {
+    /// Waits for what has to be fetched.
+    fn fetch(&self, path: &Path) {
+        if let Some(cold) = &self.cold {
+            cold.fetch(path);
+        }
+    }
+
+    /// The same of what tells about a path, or, with `within`, about what is in it.
+    fn fetch_catalogue(&self, path: &Path, within: bool) {
+        if let Some(cold) = &self.cold {
+            cold.fetch_catalogue(path, within);
+        }
+    }
+
     fn path(&self, ino: INodeNo) -> PathBuf {
         self.nodes.lock().unwrap().paths[ino.0 as usize - 1].clone()
     }
@@ -352,6 +396,7 @@ impl Filesystem for Mirror {
         self.answer(parent, move |fs, dir| {
             let path = dir.join(name);
             let found = fs.faults.enter("lookup", &path);
+            fs.fetch_catalogue(&path, false);
             let found = found.and_then(|()| fs.faults.check(Fault::Lookup, &path));
             match found.and_then(|()| fs.attr(&path)) {
                 Ok(attr) => reply.entry(&fs.keep, &attr, Generation(0)),
@@ -387,6 +432,7 @@ impl Filesystem for Mirror {
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.answer(ino, move |fs, path| {
             let found = fs.faults.enter("open", &path);
+            fs.fetch(&path);
             match found.and_then(|()| fs.faults.check(Fault::Open, &path)) {
                 // Without the page cache a short answer reaches the reader as it is.
                 Ok(()) if fs.keep.is_zero() => {
@@ -400,6 +446,7 @@ impl Filesystem for Mirror {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.answer(ino, move |fs, path| {
+            fs.fetch_catalogue(&path, true);
             match fs.faults.enter("opendir", &path) {
                 Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
                 Err(errno) => reply.error(errno),
@@ -462,6 +509,9 @@ impl Filesystem for Mirror {
     fn statfs(&self, _: &Request, ino: INodeNo, reply: ReplyStatfs) {
         self.answer(ino, move |fs, path| {
             match fs.faults.enter("statfs", &path) {
+                Ok(()) if fs.cold.is_some() => {
+                    reply.statfs(1 << 20, 1 << 20, 1 << 20, 100, 50, 4096, 255, 4096);
+                }
                 Ok(()) => reply.statfs(1000, 500, 500, 100, 50, 4096, 255, 4096),
                 Err(errno) => reply.error(errno),
             }

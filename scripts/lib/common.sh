@@ -51,6 +51,21 @@ clean_up() {
     [ $status = 0 ] || say "${0##*/} FAILED ($status)"
 }
 
+# integration ARGUMENT...: the integration tests, each in a process of its own. Many of them wait, so there is one more
+# at a time than there are processors.
+integration() {
+    need_nextest
+    cargo nextest run --cargo-quiet --release --config-file scripts/lib/nextest.toml --test-threads $(($(nproc) + 1)) \
+        --test integration "$@"
+}
+
+# One that is installed already will do.
+need_nextest() {
+    cargo nextest --version >/dev/null 2>&1 && return 0
+    tool cargo-nextest 0.9.143
+    PATH=$PWD/target/tools/bin:$PATH
+}
+
 # tool CRATE VERSION: install its programs into target/tools, once. Their sources may pin a toolchain that is not
 # installed; ours does.
 tool() {

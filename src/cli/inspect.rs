@@ -1,7 +1,6 @@
-//! `inspect`: the layers of an image in order, where they are and whether they are there.
+//! `inspect`: the layers of an image in order, where they are, whether they are there, and what is known of them.
 
 use std::fs;
-use std::io::{self, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -9,17 +8,26 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::layers::{self, Order};
-use super::{Code, Failure, OrFail, Outcome};
+use super::{Code, Failure, Outcome, scan};
+use crate::backend::known::{Content, Known};
 use crate::error::printable;
 use crate::sys::realpath::RealPaths;
+use crate::text;
 
 /// Shows the layers of a thin image, topmost first; fails if one is missing.
+///
+/// With --scan they are looked through for names that begin with `.wh.`, and what is found is remembered by
+/// their digests: `mount` can leave the union to the kernel's overlayfs if there are none.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    thin_json: PathBuf,
+    /// A descriptor, a saved thin image, or cvmfs://<repository>/<registry>/<image>:<tag>
+    image: PathBuf,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
+    /// Look through all layers of which it is not known whether they hold .wh. names
+    #[arg(long)]
+    scan: bool,
     /// Where the repositories are mounted
     #[arg(long, value_name = "DIR", default_value = "/cvmfs")]
     cvmfs_root: PathBuf,
@@ -32,13 +40,22 @@ struct Row {
     digest: String,
     path: PathBuf,
     dialect: &'static str,
+    /// Whether there are `.wh.` names in it: `none`, `wh` or `unknown`.
+    markers: &'static str,
     problem: Option<String>,
 }
 
 pub fn run(args: &Args) -> Outcome<()> {
-    let image = layers::read_image(&args.thin_json)?;
+    let found = layers::find(&args.image, &args.cvmfs_root, args.layer_order)?;
+    let scanned = if args.scan {
+        scan::all(&found.layers)
+    } else {
+        Vec::new()
+    };
+    let known = Known::here();
     let mut paths = RealPaths::default();
-    let rows: Vec<Row> = layers::of_image(&image, &args.cvmfs_root, args.layer_order)?
+    let rows: Vec<Row> = found
+        .layers
         .into_iter()
         .map(|layer| {
             let problem = layer.problem(&mut paths);
@@ -47,7 +64,11 @@ pub fn run(args: &Args) -> Outcome<()> {
             } else {
                 "unknown"
             };
+            let content = layer
+                .digest()
+                .and_then(|digest| known.of(digest, &layer.path));
             Row {
+                markers: content.map_or("unknown", Content::word),
                 digest: layer.identity,
                 path: layer.path,
                 dialect,
@@ -57,7 +78,9 @@ pub fn run(args: &Args) -> Outcome<()> {
         .collect();
     let text = if args.json {
         let layers: Vec<_> = rows.iter().map(Row::json).collect();
-        let (version, origin) = (&image.version, &image.origin);
+        let image = found.image.as_ref();
+        let version = image.map(|image| &image.version);
+        let origin = image.and_then(|image| image.origin.as_ref());
         format!(
             "{:#}\n",
             json!({ "version": version, "origin": origin, "layers": layers })
@@ -65,9 +88,10 @@ pub fn run(args: &Args) -> Outcome<()> {
     } else {
         table(&rows)
     };
-    io::stdout()
-        .write_all(text.as_bytes())
-        .or_fail(Code::Failure, "standard output")?;
+    super::print(&text)?;
+    if !scanned.is_empty() {
+        return Err(Failure::new(Code::Layer, scanned.join("\n")));
+    }
     match rows.iter().filter(|row| row.problem.is_some()).count() {
         0 => Ok(()),
         n => {
@@ -81,8 +105,9 @@ impl Row {
     fn json(&self) -> serde_json::Value {
         json!({
             "digest": self.digest,
-            "path": self.path.display().to_string(),
+            "path": text::of_path(&self.path),
             "dialect": self.dialect,
+            "markers": self.markers,
             "present": self.problem.is_none(),
             "reason": self.problem,
         })
@@ -94,12 +119,18 @@ fn table(rows: &[Row]) -> String {
         .iter()
         .map(|row| row.digest.len())
         .fold("DIGEST".len(), usize::max);
-    let mut text = format!("{:<width$}  {:<8}  PATH\n", "DIGEST", "DIALECT");
+    let mut text = format!(
+        "{:<width$}  {:<8}  {:<7}  PATH\n",
+        "DIGEST", "DIALECT", "MARKERS"
+    );
     for row in rows {
-        text.push_str(&format!("{:<width$}  {:<8}  ", row.digest, row.dialect));
+        text.push_str(&format!(
+            "{:<width$}  {:<8}  {:<7}  ",
+            row.digest, row.dialect, row.markers
+        ));
         text.push_str(&printable(&row.path));
         if let Some(problem) = &row.problem {
-            text.push_str(&format!("\n{:<width$}  {:<8}  {problem}", "", "missing:"));
+            text.push_str(&format!("\n{:<width$}  {:<17}  {problem}", "", "missing:"));
         }
         text.push('\n');
     }
@@ -125,6 +156,8 @@ fn dialect_of(path: &Path) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
     #[test]

@@ -1,16 +1,19 @@
 //! From the arguments to layer directories, each looked at, with the likely cause of a broken one.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
 
 use super::{Code, Failure, OrFail, Outcome};
 use crate::at_once;
-use crate::descriptor::{Image, LayerOrder, MAX_SIZE, resolve};
+use crate::descriptor::resolve::{self, ResolvedLayer};
+use crate::descriptor::{Image, LayerOrder};
 use crate::error::printable;
-use crate::sys::file;
+use crate::image::{self, What};
 use crate::sys::realpath::RealPaths;
+use crate::text;
 use crate::union::api::LowerSpec;
 
 /// The order in which the descriptor lists its layers.
@@ -38,64 +41,89 @@ pub struct Layer {
     pub path: PathBuf,
     /// The root and the repository, for the story of a missing layer.
     home: Option<(PathBuf, String)>,
+    /// It was seen to be a directory just now.
+    seen: bool,
 }
 
-/// Reads and parses a descriptor.
-pub fn read_image(path: &Path) -> Outcome<Image> {
-    let bytes = read_bounded(path).or_fail(Code::Image, path.display())?;
-    Image::parse(&bytes).or_fail(Code::Image, path.display())
+/// An image and its layers.
+#[derive(Debug)]
+pub struct Found {
+    /// What the descriptor or the manifest says; None for a flat tree.
+    pub image: Option<Image>,
+    /// Topmost first.
+    pub layers: Vec<Layer>,
+    /// Where its repository keeps what is known of it, for one that is published.
+    pub metadata: Option<PathBuf>,
 }
 
-/// The content of a regular file, no more of it than tells that it is too large. Opening anything
-/// else could wait for ever, or do something: FIFOs and devices are not opened for reading.
-fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
-    let found = File::from(file::open_path(path, libc::O_PATH)?);
-    if !found.metadata()?.is_file() {
-        return Err(io::Error::other("not a regular file"));
+/// Finds an image by its name; what is not as it should be is said aloud.
+pub fn find(name: &Path, root: &Path, order: Order) -> Outcome<Found> {
+    let root = std::path::absolute(root).or_fail(Code::Usage, root.display())?;
+    let located =
+        image::locate(name, &root).map_err(|e| Failure::new(Code::Image, e.to_string()))?;
+    if let Some(remark) = located.remark {
+        eprintln!("cvmfs-union: warning: {remark}");
     }
-    let found = file::reopen(found.as_fd(), libc::O_RDONLY)?;
-    let mut bytes = Vec::new();
-    let most = u64::try_from(MAX_SIZE).unwrap_or(u64::MAX);
-    let read = File::from(found)
-        .take(most.saturating_add(1))
-        .read_to_end(&mut bytes)?;
-    if read > MAX_SIZE {
-        let why = format!("more than the limit of {MAX_SIZE} bytes");
-        return Err(io::Error::other(why));
-    }
-    Ok(bytes)
+    let metadata = located.metadata;
+    Ok(match located.what {
+        What::Thin(image) => Found {
+            layers: of_image(&image, &root, order),
+            image: Some(image),
+            metadata,
+        },
+        What::Flat(flat) => Found {
+            image: None,
+            metadata,
+            layers: vec![Layer {
+                path: root.join(&flat.repository).join(&flat.folder),
+                identity: flat.identity,
+                home: Some((root, flat.repository)),
+                seen: false,
+            }],
+        },
+    })
 }
 
 /// The layers of an image, topmost first.
-pub fn of_image(image: &Image, root: &Path, order: Order) -> Outcome<Vec<Layer>> {
-    let root = std::path::absolute(root).or_fail(Code::Usage, root.display())?;
-    let resolved = resolve::layer_paths(image, &root, order.into());
-    Ok(resolved
-        .into_iter()
-        .map(|layer| Layer {
-            identity: layer.digest,
-            path: layer.path,
-            home: Some((root.clone(), layer.repository)),
-        })
-        .collect())
+fn of_image(image: &Image, root: &Path, order: Order) -> Vec<Layer> {
+    let resolved = resolve::layer_paths(image, root, order.into());
+    let layer = |layer: ResolvedLayer| Layer {
+        identity: layer.digest,
+        path: layer.path,
+        home: Some((root.to_owned(), layer.repository)),
+        seen: false,
+    };
+    resolved.into_iter().map(layer).collect()
 }
 
-/// A stack of plain directories, topmost first.
-pub fn of_dirs(dirs: &[PathBuf]) -> Outcome<Vec<Layer>> {
+/// A stack of plain directories, topmost first. A file among them is an image, and stands for its layers.
+pub fn of_dirs(dirs: &[PathBuf], root: &Path, order: Order) -> Outcome<Vec<Layer>> {
     let mut paths = RealPaths::default();
-    dirs.iter()
-        .map(|dir| {
-            let path = match paths.of(dir) {
-                Ok(path) => path,
-                Err(_) => std::path::absolute(dir).or_fail(Code::Usage, dir.display())?,
-            };
-            Ok(Layer {
-                identity: path.display().to_string(),
-                path,
-                home: None,
-            })
-        })
-        .collect()
+    let mut layers = Vec::new();
+    for dir in dirs {
+        let found = fs::metadata(dir);
+        if found.as_ref().is_ok_and(|meta| meta.is_file()) {
+            match find(dir, root, order) {
+                Ok(image) => {
+                    layers.extend(image.layers);
+                    continue;
+                }
+                // Then it is a layer that is no directory, and named with the others that are broken.
+                Err(why) => eprintln!("cvmfs-union: no image either: {}", why.message),
+            }
+        }
+        let path = match paths.of(dir) {
+            Ok(path) => path,
+            Err(_) => std::path::absolute(dir).or_fail(Code::Usage, dir.display())?,
+        };
+        layers.push(Layer {
+            identity: text::of_path(&path),
+            path,
+            home: None,
+            seen: found.is_ok_and(|meta| meta.is_dir()),
+        });
+    }
+    Ok(layers)
 }
 
 /// Finds what is wrong with a layer.
@@ -131,12 +159,36 @@ pub fn check_all(layers: &[Layer], check: Check) -> Outcome<()> {
     ))
 }
 
+/// The layers that [`Layer::json`] has told of; None for anything else.
+pub fn specs_of(layers: &Value) -> Option<Vec<LowerSpec>> {
+    fn field<'a>(layer: &'a Value, key: &str) -> Option<&'a str> {
+        layer.get(key)?.as_str()
+    }
+    let spec = |layer: &Value| {
+        Some(LowerSpec {
+            identity: field(layer, "identity")?.to_owned(),
+            path: text::to_path(field(layer, "path")?),
+        })
+    };
+    layers.as_array()?.iter().map(spec).collect()
+}
+
 impl Layer {
     pub fn spec(&self) -> LowerSpec {
         LowerSpec {
             identity: self.identity.clone(),
             path: self.path.clone(),
         }
+    }
+
+    /// By which it is known wherever it lies; None for a plain directory.
+    pub fn digest(&self) -> Option<&str> {
+        self.home.as_ref().map(|_| self.identity.as_str())
+    }
+
+    /// For [`specs_of`].
+    pub fn json(&self) -> Value {
+        json!({ "identity": self.identity, "path": text::of_path(&self.path) })
     }
 
     fn name(&self) -> String {
@@ -160,6 +212,9 @@ impl Layer {
 
     /// The same, found without reading in it; None when there is a directory in its repository.
     pub fn misplaced(&self, paths: &mut RealPaths) -> Option<String> {
+        if self.seen && self.home.is_none() {
+            return None;
+        }
         match fs::metadata(&self.path) {
             Ok(meta) if !meta.is_dir() => return Some("not a directory".to_owned()),
             Ok(_) => {}
@@ -253,6 +308,7 @@ mod tests {
             identity: "11aa".to_owned(),
             path: root.join("repo.example.org/layers/11aa"),
             home: Some((root, "repo.example.org".to_owned())),
+            seen: false,
         };
         let said = |root: &Path| {
             layer(root.to_owned())
@@ -279,6 +335,7 @@ mod tests {
             identity: "11aa".to_owned(),
             path: repository.join("layers/11aa"),
             home: Some((root, "repo.example.org".to_owned())),
+            seen: false,
         };
         fs::create_dir_all(repository.join("layers"))?;
         fs::create_dir_all(repository.join("data/11aa"))?;

@@ -1,20 +1,44 @@
 //! The command line: arguments, exit codes, and one file for each command.
 
+mod backend;
+mod check;
+mod diff;
+mod explain;
 mod inspect;
 mod layers;
+mod layerstore;
+mod list;
+mod log;
+mod merged;
 mod mount;
+mod notify;
 mod options;
+mod overlay;
+mod ownership;
+mod pages;
+mod points;
+mod prefetch;
+mod probe;
+mod profile;
+mod run;
+mod scan;
 mod stats;
+mod status;
+mod trial;
 mod umount;
 mod upper;
+mod writer;
 
 use std::fmt;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the descriptor cannot be \
-read or is wrong, 4 a layer is missing or broken, 5 the upper cannot be used, 6 the mountpoint \
+use overlay::Personality;
+
+const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the image, or a profile that was \
+asked for, cannot be found or read, 4 a layer is missing or broken, 5 the upper cannot be used, 6 the mountpoint \
 cannot be used, 7 the mount is busy.";
 
 /// Mounts thin container images from CVMFS as writable file systems.
@@ -28,9 +52,21 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Mount(Box<mount::Args>),
+    Overlay(overlay::Args),
+    Run(Box<run::Args>),
     Umount(umount::Args),
     Inspect(inspect::Args),
+    List(list::Args),
+    Layerstore(layerstore::Args),
     Stats(stats::Args),
+    Status(status::Args),
+    Diff(diff::Args),
+    Explain(explain::Args),
+    Check(check::Args),
+    Probe(probe::Args),
+    Man(pages::Man),
+    Completions(pages::Completions),
+    Profile(profile::Args),
 }
 
 /// Why the program ends, as the caller's `$?` shows it.
@@ -75,20 +111,48 @@ impl<T, E: fmt::Display> OrFail<T> for Result<T, E> {
     }
 }
 
+/// Writes a command's answer.
+fn print(text: &str) -> Outcome<()> {
+    let written = io::stdout().write_all(text.as_bytes());
+    written.or_fail(Code::Failure, "standard output")
+}
+
 /// Runs the program.
 pub fn run() -> ExitCode {
-    let (name, outcome) = match Cli::parse().command {
-        Command::Mount(args) => ("mount", mount::run(*args)),
-        Command::Umount(args) => ("umount", umount::run(&args)),
-        Command::Inspect(args) => ("inspect", inspect::run(&args)),
-        Command::Stats(args) => ("stats", stats::run(&args)),
+    let called = std::env::args_os().next().unwrap_or_default();
+    let (name, outcome) = match Personality::of(&called) {
+        Some(personality) => (personality.name(), personality.run().map(|()| 0)),
+        None => command(),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => ExitCode::from(status),
         Err(failure) => {
             eprintln!("cvmfs-union: {name}: {}", failure.message);
             ExitCode::from(failure.code)
         }
+    }
+}
+
+/// Runs the command that the arguments name: the name, and the status to end with.
+fn command() -> (&'static str, Outcome<u8>) {
+    let done = |outcome: Outcome<()>| outcome.map(|()| 0);
+    match Cli::parse().command {
+        Command::Mount(args) => ("mount", done(mount::run(*args))),
+        Command::Overlay(args) => ("overlay", done(overlay::run(&args))),
+        Command::Run(args) => ("run", run::run(*args)),
+        Command::Umount(args) => ("umount", done(umount::run(&args))),
+        Command::Inspect(args) => ("inspect", done(inspect::run(&args))),
+        Command::Layerstore(args) => ("layerstore", done(layerstore::run(&args))),
+        Command::List(args) => ("list", done(list::run(&args))),
+        Command::Status(args) => ("status", done(status::run(&args))),
+        Command::Diff(args) => ("diff", done(diff::run(&args))),
+        Command::Explain(args) => ("explain", done(explain::run(&args))),
+        Command::Check(args) => ("check", done(check::run(&args))),
+        Command::Probe(args) => ("probe", done(probe::run(&args))),
+        Command::Man(args) => ("man", done(pages::man(&args))),
+        Command::Completions(args) => ("completions", done(pages::completions(&args))),
+        Command::Profile(args) => ("profile", done(profile::run(args))),
+        Command::Stats(args) => ("stats", done(stats::run(&args))),
     }
 }
 

@@ -1,49 +1,71 @@
-//! `mount`: checks everything, then forks the daemon, which opens the union, mounts and serves.
+//! `mount`: checks everything, then forks the daemon, which opens the union, mounts and serves; or has the kernel
+//! make the union.
 //!
 //! The caller waits for the daemon's report, so that an error is told where the command was typed.
 //! The fork comes before any thread.
 
+mod ending;
+mod kernel;
+mod mountpoint;
+mod ready;
+
+use std::ffi::OsString;
 use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Weak};
+use std::iter;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
+use clap::{Args as _, FromArgMatches};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use parking_lot::Mutex;
-use tracing::level_filters::LevelFilter;
+use serde_json::{Value, json};
 
+pub use self::ending::Guard;
+use self::ending::{Ending, detach, end, let_go, stop};
+use self::mountpoint::{recover, usable_mountpoint};
+use self::ready::{Points, Told};
 use super::layers::{self, Layer, Order};
-use super::options::MountOptions;
+use super::notify::Manager;
+use super::options::{MountOptions, seconds};
+use super::ownership::Ownership;
+use super::points::{self, Kind};
+use super::prefetch;
 use super::upper::{Plan, Prepared, Request};
-use super::{Code, Failure, OrFail, Outcome, umount};
+use super::{Code, Failure, OrFail, Outcome, backend, log};
+use crate::backend::Backend;
 use crate::error::best_effort;
 use crate::fuse::MAX_IO;
+use crate::fuse::convert::FOREVER;
 use crate::fuse::session::{self, Passthrough};
+use crate::layer::Learning;
+use crate::prefetch::session::Session;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
+use crate::text;
 use crate::union::api::{Durability, Limits, Owner, UnionConfig, Whiteouts};
+use crate::union::shown::Shown;
 use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
-const UPPER_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a busy mount may keep the daemon after a signal.
-const EXIT_PATIENCE: Duration = Duration::from_millis(300);
+pub const UPPER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Mounts the merged root of a thin image, or of a stack of directories.
 #[derive(Debug, clap::Args)]
 #[command(
     args_override_self = true,
-    override_usage = "cvmfs-union mount [OPTIONS] <THIN_JSON> <MOUNTPOINT>\n       \
+    override_usage = "cvmfs-union mount [OPTIONS] <IMAGE> <MOUNTPOINT>\n       \
                             cvmfs-union mount --lower DIR [--lower DIR]... [OPTIONS] <MOUNTPOINT>"
 )]
 pub struct Args {
-    /// The descriptor (not with --lower) and the mountpoint, a directory or /dev/fd/N
-    #[arg(required = true, num_args = 1..=2, value_names = ["THIN_JSON", "MOUNTPOINT"])]
+    /// The image (not with --lower): a descriptor, a saved thin image, or
+    /// cvmfs://<repository>/<registry>/<image>:<tag>; and the mountpoint, a directory or /dev/fd/N
+    #[arg(required = true, num_args = 1..=2, value_names = ["IMAGE", "MOUNTPOINT"])]
     paths: Vec<PathBuf>,
-    /// A plain directory of the stack, topmost first; repeat it
+    /// A plain directory of the stack, or a descriptor, topmost first; repeat it
     #[arg(long, value_name = "DIR")]
     lower: Vec<PathBuf>,
     /// Where the repositories are mounted
@@ -74,6 +96,8 @@ pub struct Args {
     /// Whose the files of the layers are: as stored, or all 0:0
     #[arg(long, value_name = "WHOSE", default_value = "keep", value_parser = ["keep", "squash"])]
     owner: String,
+    #[command(flatten)]
+    ownership: Ownership,
     /// Which files the kernel reads and writes without the daemon, where it is allowed to: none, those of
     /// the upper, or with --read-only those of layers too. auto is as upper, or as off with --writeback=on
     #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = ["auto", "off", "upper", "all"])]
@@ -82,61 +106,135 @@ pub struct Args {
     /// latest, and so do their errors. Where the kernel writes without the daemon it means nothing
     #[arg(long, value_name = "WHEN", default_value = "off", value_parser = ["on", "off"])]
     writeback: String,
+    /// How long the kernel goes by a name and by attributes before it asks for them again, in seconds, perhaps
+    /// with a fraction; with 0 it keeps no listings and no data either [default: for ever]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Make mount points that the image lacks, separated by commas: absolute paths, or `default` for those
+    /// that container programs use (/proc, /sys, /dev, /tmp, /etc/resolv.conf, the home, this directory...)
+    #[arg(long, value_name = "LIST|default")]
+    bind_points: Option<String>,
     /// When copied-up data reaches the disk
     #[arg(long, value_name = "WHEN", default_value = "auto", value_parser = ["full", "auto", "volatile"])]
     durability: String,
+    #[command(flatten)]
+    backend: backend::Args,
+    #[command(flatten)]
+    prefetch: prefetch::Args,
+    /// Say who makes the union and why, what is known of earlier runs of the image, and what is fetched ahead
+    #[arg(short, long)]
+    verbose: bool,
     /// Stay in the foreground, log to standard error
     #[arg(short, long)]
     foreground: bool,
-    /// What to log: off, error, warn, info, debug, trace; in the background until the mount is ready
-    #[arg(long, value_name = "LEVEL", default_value = "warn")]
-    log: LevelFilter,
+    #[command(flatten)]
+    log: log::Args,
     /// Mount options: ro, suid/nosuid, dev/nodev, exec/noexec, noatime, allow_other, ...
     #[arg(short, value_name = "OPTIONS")]
     options: Vec<String>,
 }
 
 /// A mount that has been checked and not begun.
-struct Job {
+pub struct Job {
     layers: Vec<Layer>,
+    shown: Shown,
     plan: Plan,
+    chosen: backend::Chosen,
+    prefetch: Option<prefetch::Plan>,
     how: MountFlags,
     mountpoint: PathBuf,
+    /// Mounted already, by this program.
+    device: Option<OwnedFd>,
+    guard: Option<Guard>,
+    /// Mount points to make.
+    points: Vec<(PathBuf, Kind)>,
     args: Args,
 }
 
 pub fn run(args: Args) -> Outcome<()> {
-    tracing_subscriber::fmt()
-        .with_max_level(args.log)
-        .with_writer(io::stderr)
-        .init();
+    args.log.begin()?;
     let foreground = args.foreground;
     let job = Job::check(args)?;
+    if job.chosen.backend != Backend::Fuse {
+        return job.mount_by_kernel();
+    }
     if foreground {
         return job.serve(None);
     }
-    #[expect(
-        clippy::exit,
-        reason = "the child must not return into what its parent goes on with"
-    )]
-    match process::fork().or_fail(Code::Failure, "fork")? {
-        Side::Parent(child) => match child.wait().or_fail(Code::Failure, "the daemon")? {
-            Report::Ready => Ok(()),
-            Report::Failed { code, message } => Err(Failure { code, message }),
-        },
-        Side::Child(reporter) => {
-            let reporter = Arc::new(Mutex::new(Some(reporter)));
-            let outcome = job.serve(Some(reporter.clone()));
-            let code = outcome.as_ref().err().map_or(0, |failure| failure.code);
-            if let (Err(failure), Some(reporter)) = (outcome, reporter.lock().take()) {
-                let report = Report::Failed {
-                    code,
-                    message: failure.message,
-                };
-                best_effort("report a failure", reporter.send(&report));
+    job.start(false).map(drop)
+}
+
+impl Job {
+    /// Forks the daemon, and waits until the mount answers. `tied`: it ends with this process.
+    pub fn start(self, tied: bool) -> Outcome<Pid> {
+        let starter = process::id();
+        // The child must not return into what its parent goes on with.
+        match process::fork().or_fail(Code::Failure, "fork")? {
+            Side::Parent(child) => {
+                let pid = child.pid();
+                match child.wait().or_fail(Code::Failure, "the daemon")? {
+                    Report::Ready => Ok(pid),
+                    Report::Failed { code, message } => Err(Failure { code, message }),
+                }
             }
-            std::process::exit(code.into());
+            Side::Child(reporter) => {
+                let reporter = Arc::new(Mutex::new(Some(reporter)));
+                let tied = match tied {
+                    true => process::end_with(starter, Signal::SIGTERM),
+                    false => Ok(()),
+                };
+                let outcome = tied
+                    .or_fail(Code::Failure, "the daemon")
+                    .and_then(|()| self.serve(Some(reporter.clone())));
+                let code = outcome.as_ref().err().map_or(0, |failure| failure.code);
+                if let (Err(failure), Some(reporter)) = (outcome, reporter.lock().take()) {
+                    let report = Report::Failed {
+                        code,
+                        message: failure.message,
+                    };
+                    best_effort("report a failure", reporter.send(&report));
+                }
+                std::process::exit(code.into());
+            }
         }
+    }
+
+    /// The mount that a command line of `mount` describes, on a device that is mounted by the time it is
+    /// started. `prefetch` stands for its options about profiles.
+    pub fn on_device(
+        words: &[OsString],
+        prefetch: Option<&prefetch::Args>,
+        device: OwnedFd,
+    ) -> Outcome<Job> {
+        let mountpoint = OsString::from(format!("/dev/fd/{}", device.as_raw_fd()));
+        // The kernel would mount a union of its own, and not this device.
+        let own = ["mount", "--backend=fuse"].map(OsString::from);
+        let words = own.iter().chain(words).chain(iter::once(&mountpoint));
+        let parsed = Args::augment_args(clap::Command::new("mount"))
+            .try_get_matches_from(words)
+            .and_then(|matches| Args::from_arg_matches(&matches));
+        let mut args = parsed.map_err(|e| Failure::new(Code::Usage, e.to_string()))?;
+        if let Some(prefetch) = prefetch {
+            args.prefetch = prefetch.clone();
+        }
+        let mut job = Job::check(args)?;
+        job.device = Some(device);
+        Ok(job)
+    }
+
+    /// Lets the daemon end a command too.
+    pub fn set_guard(&mut self, guard: Guard) {
+        self.guard = Some(guard);
+    }
+
+    /// How the kernel is to mount it.
+    pub fn how(&self) -> &MountFlags {
+        &self.how
+    }
+
+    /// The device that it will serve.
+    pub fn device(&self) -> Option<BorrowedFd<'_>> {
+        self.device.as_ref().map(AsFd::as_fd)
     }
 }
 
@@ -147,10 +245,11 @@ impl Job {
             [mountpoint] if !args.lower.is_empty() => (None, mountpoint),
             [descriptor, mountpoint] if args.lower.is_empty() => (Some(descriptor), mountpoint),
             _ => {
-                let text = "give either THIN_JSON and MOUNTPOINT, or --lower DIR and MOUNTPOINT";
+                let text = "give either IMAGE and MOUNTPOINT, or --lower DIR and MOUNTPOINT";
                 return Err(Failure::new(Code::Usage, text));
             }
         };
+        let shown = args.ownership.shown()?;
         let mut options = MountOptions::parse(&args.options);
         if args.read_only {
             options.set_read_only();
@@ -158,18 +257,28 @@ impl Job {
         for unknown in &options.unknown {
             eprintln!("cvmfs-union: mount: warning: -o {unknown} is not known and ignored");
         }
-        let how = options.for_user(process::is_root(), process::is_initial_root())?;
-        let layers = match descriptor {
-            Some(path) => layers::of_image(
-                &layers::read_image(path)?,
-                &args.cvmfs_root,
-                args.layer_order,
-            )?,
-            None => layers::of_dirs(&args.lower)?,
+        let mut how = options.for_user(process::is_root(), process::is_initial_root())?;
+        how.source = descriptor.map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
+        let (layers, beside) = match descriptor {
+            Some(image) => {
+                let found = layers::find(image, &args.cvmfs_root, args.layer_order)?;
+                let beside = prefetch::beside(image, found.metadata.as_deref());
+                (found.layers, Some(beside))
+            }
+            None => {
+                let layers = layers::of_dirs(&args.lower, &args.cvmfs_root, args.layer_order)?;
+                (layers, None)
+            }
         };
         layers::find_all(&layers);
         layers::check_all(&layers, Layer::misplaced)?;
         let mountpoint = usable_mountpoint(mountpoint)?;
+        let points = points::parse(args.bind_points.as_deref().unwrap_or_default())
+            .or_fail(Code::Usage, "--bind-points")?;
+        if !points.is_empty() && mount::passed_fd(&mountpoint).is_some() {
+            let text = "--bind-points needs a mountpoint that is a directory";
+            return Err(Failure::new(Code::Usage, text));
+        }
         let plan = Plan::choose(Request {
             read_only: args.read_only
                 || options.read_only() && args.upper.is_none() && !args.ephemeral,
@@ -188,27 +297,55 @@ impl Job {
                 state.join("upper").display()
             );
         }
-        if let Some(upper) = plan.spec() {
-            let lowers: Vec<_> = layers.iter().map(Layer::spec).collect();
-            refuse_overlap(&upper, &lowers).or_fail(Code::Upper, "the upper")?;
+        let specs: Vec<_> = layers.iter().map(Layer::spec).collect();
+        let upper = plan.spec();
+        if let Some(upper) = &upper {
+            refuse_overlap(upper, &specs).or_fail(Code::Upper, "the upper")?;
+        }
+        let chosen = args.backend.choose(&backend::Wish {
+            layers: &layers,
+            upper: upper.as_ref(),
+            only_fuse: args.only_fuse(&options, &mountpoint),
+            not_aufs: args.not_aufs(),
+        })?;
+        let prefetch = match chosen.backend {
+            Backend::Fuse => prefetch::Plan::choose(&args.prefetch, beside, &specs, &mountpoint)?,
+            Backend::Overlay | Backend::Aufs => None,
+        };
+        if args.verbose {
+            eprintln!("cvmfs-union: mount: {}", chosen.told);
+            eprintln!("cvmfs-union: mount: {}", prefetch::told(prefetch.as_ref()));
         }
         Ok(Job {
             layers,
+            shown,
             plan,
+            chosen,
+            prefetch,
             how,
             mountpoint,
+            device: None,
+            guard: None,
+            points,
             args,
         })
     }
 
     /// Everything after the fork; returns when the mount is gone.
-    fn serve(self, reporter: Option<Arc<Mutex<Option<Reporter>>>>) -> Outcome<()> {
+    fn serve(mut self, reporter: Option<Arc<Mutex<Option<Reporter>>>>) -> Outcome<()> {
         let signals = process::block_termination().or_fail(Code::Failure, "signals")?;
         nix::sys::stat::umask(nix::sys::stat::Mode::empty());
         nix::unistd::chdir("/").or_fail(Code::Failure, "/")?;
 
+        let open_files = raise_open_files();
+        let prefetch = self.prefetch.take().map(|plan| plan.begin(open_files));
+        let prefetch = Arc::new(prefetch);
+        let learning = (*prefetch).as_ref().map(Session::learning);
         let upper = Arc::new(self.plan.prepare()?);
-        let union = match self.open_union(&upper) {
+        if self.chosen.from_overlay {
+            kernel::take_over(&upper, &self.about(&upper))?;
+        }
+        let union = match self.open_union(&upper, Limits::of(open_files), learning) {
             Ok(union) => Arc::new(union),
             Err(failure) => {
                 if failure.code == Code::Layer as u8 {
@@ -219,12 +356,29 @@ impl Job {
             }
         };
         upper.record_image()?;
+        let about = self.about(&upper);
+        best_effort("note what is mounted", upper.record_mount(&about));
         union.cover(&self.mountpoint);
+        // A daemon in the background is not the process that a service manager has started.
+        let manager = match reporter {
+            Some(_) => Manager::default(),
+            None => Manager::of_environment(),
+        };
+        let told = Told {
+            reporter,
+            manager: manager.clone(),
+            mountpoint: self.mountpoint.clone(),
+            layers: self.layers.len(),
+        };
+        let own_device = self.device.is_some();
         let (fd, target) = self.mount()?;
         let ending = Ending {
+            guard: self.guard.take(),
+            manager: manager.clone(),
             target: target.clone(),
             upper: upper.clone(),
             union: Arc::downgrade(&union),
+            prefetch: prefetch.clone(),
         };
         let rest = Arc::downgrade(&union);
         thread::Builder::new()
@@ -236,7 +390,8 @@ impl Job {
         // A passed descriptor may be of another user namespace, where the kernel refuses to clone it.
         let writeback = self.args.writeback == "on";
         let options = session::Options {
-            clone_fd: target.is_some(),
+            about,
+            clone_fd: target.is_some() || own_device,
             passthrough: match self.args.passthrough.as_str() {
                 "off" => Passthrough::Off,
                 "auto" if writeback => Passthrough::Off,
@@ -244,23 +399,61 @@ impl Job {
                 _ => Passthrough::Upper,
             },
             writeback,
+            // With a descriptor that others have mounted it is what turns the checks of rights on.
+            acls: !self.shown.no_acls || target.is_none(),
+            timeout: self.args.timeout.unwrap_or(FOREVER),
             ..Default::default()
         };
+        let points = Points {
+            told,
+            wanted: self.points,
+            failure: Arc::default(),
+        };
+        let not_made = points.failure.clone();
         let outcome = session::serve_with(union, fd, options, || {
             if let Some(path) = &target {
                 best_effort("read further ahead", mount::raise_readahead(path, MAX_IO));
             }
-            ready(reporter.as_deref());
+            match target.clone() {
+                Some(path) if !points.wanted.is_empty() => points.make_in(path),
+                _ => points.told.ready(),
+            }
         });
+        manager.stopping();
+        stop(&prefetch);
         if outcome.is_err() {
             detach(target.as_deref());
         }
         upper.discard();
         let_go(&rest);
+        end(&prefetch);
+        if let Some(failure) = not_made.lock().take() {
+            return Err(failure);
+        }
         outcome.or_fail(Code::Failure, "serving the mount")
     }
 
-    fn open_union(&self, upper: &Prepared) -> Outcome<Union> {
+    /// What other commands are told of the mount.
+    fn about(&self, upper: &Prepared) -> Value {
+        let layers = self.layers.iter().map(Layer::json);
+        let image = (self.args.lower.is_empty()).then(|| self.args.paths.first());
+        json!({
+            "backend": self.chosen.backend.name(),
+            "image": image.flatten().map(text::of_path),
+            "layers": layers.collect::<Vec<_>>(),
+            "mountpoint": text::of_path(&self.mountpoint),
+            "upper": upper.paths.as_ref().map(|(upper, _)| text::of_path(upper)),
+            "work": upper.paths.as_ref().map(|(_, work)| text::of_path(work)),
+            "owner": self.args.owner,
+        })
+    }
+
+    fn open_union(
+        &self,
+        upper: &Prepared,
+        limits: Limits,
+        learning: Option<Learning>,
+    ) -> Outcome<Union> {
         let config = UnionConfig {
             lowers: self.layers.iter().map(Layer::spec).collect(),
             upper: upper.spec(),
@@ -275,12 +468,14 @@ impl Job {
             } else {
                 Owner::Keep
             },
+            shown: self.shown.clone(),
             durability: match self.args.durability.as_str() {
                 "full" => Durability::Full,
                 "volatile" => Durability::Volatile,
                 _ => Durability::Auto,
             },
-            limits: limits(),
+            limits,
+            learning,
         };
         let begun = Instant::now();
         loop {
@@ -306,7 +501,10 @@ impl Job {
     }
 
     /// Mounts; the path is what to unmount later, None for a descriptor that others have mounted.
-    fn mount(&self) -> Outcome<(OwnedFd, Option<PathBuf>)> {
+    fn mount(&mut self) -> Outcome<(OwnedFd, Option<PathBuf>)> {
+        if let Some(device) = self.device.take() {
+            return Ok((device, None));
+        }
         let shown = self.mountpoint.display();
         if let Some(fd) = mount::passed_fd(&self.mountpoint) {
             let fd = mount::take_passed_fd(fd).or_fail(Code::Mountpoint, shown)?;
@@ -325,127 +523,14 @@ impl Job {
     }
 }
 
-/// As much as the most open files allow.
-fn limits() -> Limits {
+/// How many files may be open: as many as this user may have.
+fn raise_open_files() -> u64 {
     let most = process::raise_open_files();
-    let limits = most
-        .as_ref()
-        .map_or_else(|_| Limits::default(), |n| Limits::of(*n));
+    let open_files = most.as_ref().map_or(0, |n| *n);
     best_effort("raise the limit of open files", most);
-    limits
-}
-
-/// What to do at the end that a signal asks for.
-struct Ending {
-    target: Option<PathBuf>,
-    upper: Arc<Prepared>,
-    union: Weak<Union>,
-}
-
-impl Ending {
-    /// Unmounts at the first signal. A mount that stays busy, or that others have made, does not keep
-    /// the daemon: it ends as in order as without.
-    fn on_signal(&self, signals: &SigSet) {
-        match signals.wait() {
-            Ok(signal) => tracing::info!("{signal}: unmounting"),
-            Err(e) => return tracing::warn!("waiting for signals: {e}"),
-        }
-        if self.target.is_some() {
-            detach(self.target.as_deref());
-            thread::sleep(EXIT_PATIENCE);
-            tracing::warn!("the mount is still in use; leaving it");
-        }
-        self.upper.discard();
-        best_effort("disconnect", mount::drop_devices());
-        let_go(&self.union);
-        std::process::exit(0);
-    }
-}
-
-/// Finishes what a union does when it is dropped, if requests that wait for a layer still hold it.
-fn let_go(union: &Weak<Union>) {
-    if let Some(union) = union.upgrade() {
-        best_effort("free the upper", union.let_go());
-    }
-}
-
-fn detach(target: Option<&Path>) {
-    if let Some(path) = target {
-        best_effort("unmount", mount::umount(path, true));
-    }
-}
-
-/// Tells the caller that the mount answers, and lets go of its terminal.
-fn ready(reporter: Option<&Mutex<Option<Reporter>>>) {
-    let Some(reporter) = reporter.and_then(|slot| slot.lock().take()) else {
-        return;
-    };
-    best_effort("let go of the terminal", process::silence_stdio());
-    if reporter.send(&Report::Ready).is_err() {
-        // The caller was interrupted: nobody knows of this mount, so it ends as by a signal.
-        best_effort(
-            "end",
-            nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGTERM),
-        );
-    }
+    open_files
 }
 
 fn is_taken(errno: i32) -> bool {
     matches!(errno, libc::EBUSY | libc::EWOULDBLOCK)
-}
-
-/// The mountpoint's canonical path, if something can be mounted there.
-fn usable_mountpoint(mountpoint: &Path) -> Outcome<PathBuf> {
-    if mount::passed_fd(mountpoint).is_some() {
-        return Ok(mountpoint.to_owned());
-    }
-    let shown = mountpoint.display();
-    let path = umount::locate(mountpoint).or_fail(Code::Mountpoint, &shown)?;
-    match fs::metadata(&path) {
-        Err(e) if mount::is_disconnected(&e) => Ok(path),
-        Err(e) => Err(e).or_fail(Code::Mountpoint, shown),
-        Ok(meta) if !meta.is_dir() => Err(Failure::new(
-            Code::Mountpoint,
-            format!("{shown}: not a directory"),
-        )),
-        Ok(_) => Ok(path),
-    }
-}
-
-/// Detaches our mount there if its daemon was killed; any other dead mount is the user's affair.
-fn recover(mountpoint: &Path) -> Outcome<()> {
-    let shown = mountpoint.display();
-    match mount::mounted_type(mountpoint).or_fail(Code::Failure, "/proc/self/mountinfo")? {
-        Some(fstype) if fstype == mount::FSTYPE => {
-            if mount::is_dead(mountpoint) {
-                tracing::info!("{shown}: detaching the mount of a daemon that is gone");
-                let gone = mount::umount(mountpoint, true);
-                gone.or_fail(Code::Mountpoint, format!("{shown}: detaching a dead mount"))?;
-            }
-            Ok(())
-        }
-        Some(fstype) if mount::is_dead(mountpoint) => {
-            let text = format!("{shown}: a dead mount of type {fstype}; unmount it first");
-            Err(Failure::new(Code::Mountpoint, text))
-        }
-        _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn unusable_mountpoints_are_refused() -> io::Result<()> {
-        let dir = tempfile::tempdir()?;
-        let file = dir.path().join("file");
-        fs::write(&file, b"")?;
-        for path in [&file, &dir.path().join("absent")] {
-            assert!(usable_mountpoint(path).is_err_and(|e| e.code == Code::Mountpoint as u8));
-        }
-        assert!(usable_mountpoint(dir.path()).is_ok());
-        assert!(usable_mountpoint(Path::new("/dev/fd/9")).is_ok());
-        Ok(())
-    }
 }

@@ -1,6 +1,7 @@
 //! `stats`: what a mount has counted, for people, as JSON, or for Prometheus.
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{Code, Failure, OrFail, Outcome};
 use crate::error::printable;
 use crate::fuse::stats::fetch;
+use crate::sys::mounts::{self, Ours};
 use crate::sys::{file, mount};
 
 /// Shows the counts of a mount: requests, copy-ups, what its layers were asked.
@@ -31,8 +33,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Outcome<()> {
     loop {
-        let text = ask(&args.mountpoint)?;
-        let stats: Value = serde_json::from_str(&text).or_fail(Code::Failure, "the answer")?;
+        let stats = ask(&args.mountpoint)?;
         let text = if args.json {
             format!("{stats:#}\n")
         } else if args.prometheus {
@@ -51,20 +52,42 @@ pub fn run(args: &Args) -> Outcome<()> {
     }
 }
 
-fn ask(mountpoint: &Path) -> Outcome<String> {
-    let shown = mountpoint.display();
-    let root = file::open_path(mountpoint, libc::O_RDONLY | libc::O_DIRECTORY);
-    root.and_then(|root| fetch(root.as_fd())).map_err(|e| {
+/// What the daemon of a mount tells.
+pub fn ask(mountpoint: &Path) -> Outcome<Value> {
+    let text = fetch_at(mountpoint).map_err(|e| {
         let why = match e.raw_os_error() {
-            Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP) => {
-                format!("not the mountpoint of a {}", mount::NAME)
+            _ if by_kernel(mountpoint).is_some() => {
+                "the kernel makes this union, and counts nothing for us".to_owned()
             }
+            _ if is_no_mount(&e) => format!("not the mountpoint of a {}", mount::NAME),
             Some(libc::EPERM) => "only root and the user who mounted it may see this".to_owned(),
             _ if mount::is_disconnected(&e) => "the daemon of this mount is gone".to_owned(),
             _ => e.to_string(),
         };
-        Failure::new(Code::Mountpoint, format!("{shown}: {why}"))
-    })
+        Failure::new(Code::Mountpoint, format!("{}: {why}", mountpoint.display()))
+    })?;
+    serde_json::from_str(&text).or_fail(Code::Failure, "the answer")
+}
+
+/// Whether a directory is the root of a mount of ours, as far as its daemon answers.
+pub fn is_mount(dir: &Path) -> bool {
+    !fetch_at(dir).is_err_and(|e| is_no_mount(&e))
+}
+
+/// The mount there, if the kernel makes its union for this program.
+pub fn by_kernel(dir: &Path) -> Option<Ours> {
+    let found = fs::canonicalize(dir).and_then(|dir| mounts::ours_at(&dir));
+    found.ok().flatten().filter(Ours::is_by_kernel)
+}
+
+fn fetch_at(mountpoint: &Path) -> io::Result<String> {
+    let root = file::open_path(mountpoint, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    fetch(root.as_fd())
+}
+
+fn is_no_mount(e: &io::Error) -> bool {
+    let errno = e.raw_os_error();
+    matches!(errno, Some(libc::ENOTTY | libc::EINVAL | libc::EOPNOTSUPP))
 }
 
 fn members<'a>(of: &'a Value, key: &str) -> impl Iterator<Item = (&'a str, &'a Value)> {
@@ -86,6 +109,34 @@ fn layers(stats: &Value) -> impl Iterator<Item = (&str, &Value)> {
             layer.get("layer").and_then(Value::as_str).unwrap_or(""),
             layer,
         )
+    })
+}
+
+/// A line for each repository of which another revision was published since the mount.
+pub fn moved_on(of: &Value) -> impl Iterator<Item = String> {
+    repositories(of).filter_map(|(name, at_mount, now)| {
+        let name = printable(name);
+        let line = || {
+            format!(
+                "repository: {name}, revision {} now, {} at mount",
+                printable(now),
+                printable(at_mount)
+            )
+        };
+        (now != at_mount).then(line)
+    })
+}
+
+/// Each repository of the layers: its name, its revision at mount, and that of now.
+fn repositories(of: &Value) -> impl Iterator<Item = (&str, &str, &str)> {
+    let all = of.get("repositories").and_then(Value::as_array);
+    all.into_iter().flatten().filter_map(|of| {
+        let text = |key| of.get(key).and_then(Value::as_str);
+        Some((
+            text("repository")?,
+            text("revision_at_mount")?,
+            text("revision")?,
+        ))
     })
 }
 
@@ -112,13 +163,16 @@ fn table(stats: &Value) -> String {
     let mut text = String::new();
     let (pid, seconds) = (number(stats, "pid"), number(stats, "seconds"));
     text.push_str(&format!("daemon {pid}, up for {seconds} s\n"));
+    for line in moved_on(stats) {
+        text.push_str(&format!("{line}\n"));
+    }
     rows(&mut text, "requests", stats);
     for (path, layer) in layers(stats) {
         if members(layer, "requests").any(|(_, seen)| number(seen, "count") > 0) {
             rows(&mut text, &format!("asked of {}", printable(path)), layer);
         }
     }
-    for group in ["copy_ups", "kept"] {
+    for group in ["copy_ups", "prefetch", "kept"] {
         text.push_str(&format!("{}\n", group.replace('_', "-")));
         for (name, value) in members(stats, group) {
             text.push_str(&format!("  {:<18}{value:>14}\n", name.replace('_', " ")));
@@ -184,7 +238,21 @@ fn prometheus(stats: &Value) -> String {
             },
         );
     }
-    for (group, kind, suffix) in [("copy_ups", "counter", "_total"), ("kept", "gauge", "")] {
+    let help = "Revisions of the layers' repositories";
+    metric(&mut text, "repository_revision", "gauge", help, |each| {
+        for (name, at_mount, now) in repositories(stats) {
+            for (at, revision) in [("mount", at_mount), ("now", now)] {
+                if let Ok(revision) = revision.parse::<u64>() {
+                    each(&labels(&[("repository", name), ("at", at)]), &revision);
+                }
+            }
+        }
+    });
+    for (group, kind, suffix) in [
+        ("copy_ups", "counter", "_total"),
+        ("prefetch", "gauge", ""),
+        ("kept", "gauge", ""),
+    ] {
         for (name, value) in members(stats, group).filter(|(_, value)| value.is_u64()) {
             let help = format!("{}: {}", group.replace('_', "-"), name.replace('_', " "));
             let name = format!("{group}_{name}{suffix}");
@@ -234,6 +302,10 @@ mod tests {
             "lowers": [{ "layer": "/a\"b", "requests": { "stat": seen } }],
             "copy_ups": { "bytes": 7 },
             "kept": { "nodes": 5, "memory_bytes": null },
+            "repositories": [
+                { "repository": "a.org", "revision_at_mount": "7", "revision": "9" },
+                { "repository": "b.org", "revision_at_mount": "7", "revision": "7" },
+            ],
         })
     }
 
@@ -248,6 +320,8 @@ mod tests {
             "cvmfs_union_lower_requests_running{layer=\"/a\\\"b\",kind=\"stat\"} 1",
             "cvmfs_union_copy_ups_bytes_total 7",
             "cvmfs_union_kept_nodes 5",
+            "cvmfs_union_repository_revision{repository=\"a.org\",at=\"mount\"} 7",
+            "cvmfs_union_repository_revision{repository=\"a.org\",at=\"now\"} 9",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} not in\n{text}");
         }
@@ -260,5 +334,7 @@ mod tests {
         for word in ["lookup", "stat", "nodes", "bytes"] {
             assert!(text.contains(word), "{word} not in\n{text}");
         }
+        let line = "repository: a.org, revision 9 now, 7 at mount\n";
+        assert!(text.contains(line) && !text.contains("b.org"), "{text}");
     }
 }

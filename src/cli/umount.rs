@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::{Code, Failure, OrFail, Outcome};
-use crate::sys::mount;
+use crate::sys::{mount, mounts};
 
 /// The longest list of users that is still read.
 const MAX_USERS: usize = 10;
@@ -19,18 +19,16 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome<()> {
     let shown = args.mountpoint.display();
     let mountpoint = locate(&args.mountpoint).or_fail(Code::Mountpoint, &shown)?;
-    match mount::mounted_type(&mountpoint).or_fail(Code::Failure, "/proc/self/mountinfo")? {
-        None => {
-            return Err(Failure::new(
-                Code::Mountpoint,
-                format!("{shown}: not a mountpoint"),
-            ));
-        }
-        Some(fstype) if fstype != mount::FSTYPE => {
-            let text = format!("{shown}: a mount of type {fstype}, not of {}", mount::NAME);
-            return Err(Failure::new(Code::Mountpoint, text));
-        }
-        Some(_) => {}
+    let table = "/proc/self/mountinfo";
+    if mounts::ours_at(&mountpoint)
+        .or_fail(Code::Failure, table)?
+        .is_none()
+    {
+        let text = match mounts::mounted_type(&mountpoint).or_fail(Code::Failure, table)? {
+            None => format!("{shown}: not a mountpoint"),
+            Some(fstype) => format!("{shown}: a mount of type {fstype}, not of {}", mount::NAME),
+        };
+        return Err(Failure::new(Code::Mountpoint, text));
     }
     mount::umount(&mountpoint, false).map_err(|e| match e.kind() {
         io::ErrorKind::ResourceBusy => {

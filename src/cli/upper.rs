@@ -3,16 +3,27 @@
 //! [`Plan::choose`] only looks and refuses; [`Plan::prepare`] makes directories, in the daemon.
 
 use std::env;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::{Code, Failure, OrFail, Outcome};
 use crate::error::best_effort;
-use crate::sys::process;
+use crate::sys::{file, name, process};
+use crate::text;
 use crate::union::api::UpperSpec;
+
+/// The file in a state directory that tells of which image the upper is.
+const IMAGE: &str = "image";
+/// The file in the work directory that tells what was mounted last.
+const RECORD: &str = "mount";
+/// The largest that is read.
+const MAX_RECORD: usize = 64 << 20;
 
 /// The longest readable part of a state directory's name.
 const MAX_NAME: usize = 80;
@@ -73,7 +84,7 @@ impl Plan {
         let state = state_home()?
             .join("cvmfs-union")
             .join(name_of(request.mountpoint));
-        let record = state.join("image");
+        let record = state.join(IMAGE);
         match fs::read_to_string(&record) {
             Ok(known) if known != request.image => Err(Failure::new(
                 Code::Upper,
@@ -148,7 +159,7 @@ impl Plan {
                 make_dir(&work, 0o700)?;
                 Ok(Prepared {
                     paths: Some((upper, work)),
-                    record: Some((state.join("image"), image.clone())),
+                    record: Some((state.clone(), image.clone())),
                     discard: None,
                 })
             }
@@ -165,27 +176,28 @@ impl Prepared {
     /// Notes whose changes these are, once the union holds the upper.
     pub fn record_image(&self) -> Outcome<()> {
         match &self.record {
-            Some((path, image)) => {
-                let new = path.with_extension("new");
-                fs::write(&new, image)
-                    .and_then(|()| fs::rename(&new, path))
-                    .or_fail(Code::Upper, path.display())
-            }
+            Some((state, image)) => file::open_path(state, libc::O_RDONLY | libc::O_DIRECTORY)
+                .and_then(|dir| replace_text(dir.as_fd(), IMAGE, image))
+                .or_fail(Code::Upper, state.join(IMAGE).display()),
             None => Ok(()),
+        }
+    }
+
+    /// Notes what is mounted, beside an upper that stays, for commands that look at it later.
+    pub fn record_mount(&self, about: &Value) -> io::Result<()> {
+        match &self.paths {
+            Some((_, work)) if self.discard.is_none() => {
+                let work = file::open_path(work, libc::O_RDONLY | libc::O_DIRECTORY)?;
+                write_record(work.as_fd(), &format!("{about:#}\n"))
+            }
+            _ => Ok(()),
         }
     }
 
     /// Removes an ephemeral upper; nothing else is touched.
     pub fn discard(&self) {
-        let Some(dir) = &self.discard else { return };
-        let gone = fs::remove_dir_all(dir).or_else(|_| {
-            // Directories that their owner may not enter or change.
-            open_up(dir)?;
-            fs::remove_dir_all(dir)
-        });
-        match gone {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            other => best_effort("remove the ephemeral upper", other),
+        if let Some(dir) = &self.discard {
+            best_effort("remove the ephemeral upper", remove_tree(dir));
         }
     }
 }
@@ -193,6 +205,70 @@ impl Prepared {
 impl Drop for Prepared {
     fn drop(&mut self) {
         self.discard();
+    }
+}
+
+/// Where the work directory of an upper is: as given, or where `mount` has it, unless another upper's is there.
+pub fn work_of(upper: &Path, given: Option<&Path>) -> Option<PathBuf> {
+    if let Some(work) = given {
+        return Some(work.to_owned());
+    }
+    let upper = fs::canonicalize(upper).ok()?;
+    let mut beside = upper.clone().into_os_string();
+    beside.push(".work");
+    let kept = upper.parent().map(|state| state.join("work"));
+    let places = [Some(PathBuf::from(beside)), kept];
+    let mut places = places.into_iter().flatten();
+    places.find(|work| belongs(work, &upper).unwrap_or_else(|| work.join("index").is_dir()))
+}
+
+/// Whether a work directory was last mounted with that upper; None if it does not tell.
+pub fn belongs(work: &Path, upper: &Path) -> Option<bool> {
+    let record = recorded(work)?;
+    let of = record.get("upper")?.as_str()?;
+    let upper = fs::canonicalize(upper).ok()?;
+    Some(of == text::of_path(upper))
+}
+
+fn replace_text(dir: BorrowedFd<'_>, name: &str, text: &str) -> io::Result<()> {
+    let new = format!("{name}.new");
+    name::replace_file(dir, name.as_bytes(), new.as_bytes(), text.as_bytes())
+}
+
+fn write_record(work: BorrowedFd<'_>, text: &str) -> io::Result<()> {
+    let mut known = String::new();
+    let read = file::openat(
+        work,
+        RECORD.as_bytes(),
+        libc::O_RDONLY | libc::O_NONBLOCK,
+        0,
+    );
+    let most = text.len() as u64 + 1;
+    let read = read.and_then(|fd| File::from(fd).take(most).read_to_string(&mut known));
+    // A disk that is full may hold it already.
+    if read.is_ok() && known == text {
+        return Ok(());
+    }
+    replace_text(work, RECORD, text)
+}
+
+/// What [`Prepared::record_mount`] has noted in a work directory.
+pub fn recorded(work: &Path) -> Option<Value> {
+    let work = file::open_path(work, libc::O_PATH | libc::O_DIRECTORY).ok()?;
+    let text = file::read_regular_in(work.as_fd(), RECORD.as_bytes(), MAX_RECORD).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+/// Removes a directory, if it is there, with all that is in it.
+pub fn remove_tree(dir: &Path) -> io::Result<()> {
+    let gone = fs::remove_dir_all(dir).or_else(|_| {
+        // Directories that their owner may not enter or change.
+        open_up(dir)?;
+        fs::remove_dir_all(dir)
+    });
+    match gone {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -331,6 +407,24 @@ mod tests {
         assert!(matches!(planned, Ok(Plan::Given { work, .. }) if work.ends_with("u.work")));
         assert!(given(&upper, Some(&upper)).is_err());
         assert!(given(&dir.path().join("no/u"), None).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn the_work_of_another_upper_is_not_taken() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        let (upper, other) = (dir.path().join("upper"), dir.path().join("other"));
+        let work = dir.path().join("work");
+        for made in [&upper, &other, &work.join("work"), &work.join("index")] {
+            fs::create_dir_all(made)?;
+        }
+        let of = fs::canonicalize(&upper)?;
+        let record = serde_json::json!({ "upper": text::of_path(of) });
+        fs::write(work.join(RECORD), record.to_string())?;
+        let found = work_of(&upper, None);
+        assert_eq!(found, Some(fs::canonicalize(&work)?));
+        assert_eq!(work_of(&other, None), None);
+        assert_eq!(belongs(&work, &other), Some(false));
         Ok(())
     }
 

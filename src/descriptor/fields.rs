@@ -4,31 +4,35 @@ use serde_json::{Map, Value};
 
 use super::error::{DescriptorError, quote};
 
-/// The fields of the image or of one layer that have not been taken yet.
+/// The fields of one object that have not been taken yet.
 pub(super) struct Fields {
-    /// The layer's index, or none for the image itself.
-    layer: Option<usize>,
+    /// Where the object stands in the file, as `layers[3].`; empty for the whole.
+    place: String,
     map: Map<String, Value>,
 }
 
 impl Fields {
     pub(super) fn of_image(value: Value) -> Result<Self, DescriptorError> {
         match value {
-            Value::Object(map) => Ok(Self { layer: None, map }),
+            Value::Object(map) => Ok(Self {
+                place: String::new(),
+                map,
+            }),
             other => Err(DescriptorError::NotAnObject {
                 found: kind(&other),
             }),
         }
     }
 
-    pub(super) fn of_layer(index: usize, value: Value) -> Result<Self, DescriptorError> {
+    /// Those of an object within the file; `place` names it, as `layers[3]`.
+    pub(super) fn of_part(place: String, value: Value) -> Result<Self, DescriptorError> {
         match value {
             Value::Object(map) => Ok(Self {
-                layer: Some(index),
+                place: format!("{place}."),
                 map,
             }),
             other => Err(DescriptorError::Field {
-                field: format!("layers[{index}]"),
+                field: place,
                 reason: format!("expected an object, found {}", kind(&other)),
             }),
         }
@@ -37,10 +41,7 @@ impl Fields {
     /// Makes an error about one of these fields.
     pub(super) fn error(&self, key: &str, reason: impl Into<String>) -> DescriptorError {
         DescriptorError::Field {
-            field: match self.layer {
-                Some(index) => format!("layers[{index}].{key}"),
-                None => key.to_owned(),
-            },
+            field: format!("{}{key}", self.place),
             reason: reason.into(),
         }
     }
@@ -61,6 +62,25 @@ impl Fields {
             Some(Value::Null) => Ok(Some(Vec::new())),
             Some(Value::Array(values)) => Ok(Some(values)),
             Some(other) => Err(self.wrong_kind(key, "an array", &other)),
+        }
+    }
+
+    /// Takes an object.
+    pub(super) fn object(&mut self, key: &str) -> Result<Option<Self>, DescriptorError> {
+        match self.take(key)? {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => Self::of_part(format!("{}{key}", self.place), value).map(Some),
+        }
+    }
+
+    /// Takes a number of bytes.
+    pub(super) fn size(&mut self, key: &str) -> Result<Option<u64>, DescriptorError> {
+        match self.take(key)? {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(size) => Ok(Some(size)),
+                None => Err(self.error(key, "expected a number of bytes")),
+            },
         }
     }
 

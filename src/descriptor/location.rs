@@ -31,7 +31,11 @@ impl Location {
 }
 
 /// Checks a repository against `[a-z0-9][a-z0-9.-]*`: a host name, which can be neither `.` nor `..`.
-pub(super) fn check_repository(repository: &str) -> Result<(), String> {
+///
+/// # Errors
+///
+/// What is wrong with it, for a message.
+pub fn check_repository(repository: &str) -> Result<(), String> {
     let mut bytes = repository.bytes();
     let first = bytes.next().is_some_and(is_letter_or_digit);
     if first && bytes.all(|b| is_letter_or_digit(b) || matches!(b, b'.' | b'-')) {

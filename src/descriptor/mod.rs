@@ -12,6 +12,7 @@ mod digest;
 mod error;
 mod fields;
 mod location;
+pub mod manifest;
 pub mod resolve;
 
 use serde_json::{Map, Value};
@@ -19,6 +20,7 @@ use serde_json::{Map, Value};
 pub use self::error::DescriptorError;
 use self::fields::Fields;
 use self::location::Location;
+pub use self::location::check_repository;
 
 /// The largest descriptor that is read, in bytes; a real one has a few kilobytes.
 pub const MAX_SIZE: usize = 16 * 1024 * 1024;
@@ -144,7 +146,7 @@ fn read_layers(fields: &mut Fields) -> Result<Vec<LayerRef>, DescriptorError> {
 }
 
 fn read_layer(index: usize, value: Value) -> Result<LayerRef, DescriptorError> {
-    let mut fields = Fields::of_layer(index, value)?;
+    let mut fields = Fields::of_part(format!("layers[{index}]"), value)?;
     let digest = fields
         .text("digest")?
         .ok_or_else(|| fields.error("digest", "missing"))?;

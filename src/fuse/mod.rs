@@ -13,6 +13,7 @@ pub mod stats;
 
 mod more;
 mod ops;
+mod pages;
 
 use std::any::Any;
 use std::ffi::OsStr;
@@ -21,16 +22,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{
-    Errno, FileHandle, Generation, INodeNo, InitFlags, KernelConfig, ReplyAttr, ReplyEmpty,
-    ReplyEntry, ReplyXattr, Request,
+    Errno, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, ReplyAttr,
+    ReplyEmpty, ReplyEntry, ReplyXattr, Request,
 };
 
 use crate::error::Result;
 use crate::sys::process::is_initial_root;
 use crate::union::api::{Attr, Caller, Ino};
 use crate::union::{Lane, Target, Union, unopened};
-use convert::FOREVER;
 use modes::Modes;
+use pages::Pages;
 use pool::Pool;
 use receivers::{Busy, Receivers};
 use stats::Requests;
@@ -72,6 +73,7 @@ pub struct UnionFs {
     receivers: Arc<Receivers>,
     pool: Pool,
     modes: Arc<Modes>,
+    pages: Arc<Pages>,
     requests: Arc<Requests>,
     trim: heap::Trim,
     options: Options,
@@ -97,7 +99,8 @@ impl UnionFs {
             receivers,
             pool: Pool::default(),
             modes: Arc::default(),
-            requests: Arc::default(),
+            pages: Arc::default(),
+            requests: Arc::new(Requests::about(options.about.clone())),
             trim: heap::Trim::default(),
             options,
             opens: Opens {
@@ -115,13 +118,14 @@ impl UnionFs {
         let read_only = self.union.is_read_only();
         let offered = config.capabilities();
         // Listings need no handle.
-        self.opens.dirs = !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        let keeps = !self.options.timeout.is_zero();
+        self.opens.dirs = !keeps || !offered.contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
         let auto = InitFlags::FUSE_READDIRPLUS_AUTO;
         self.names_first = self.union.prefers_names() && config.add_capabilities(auto).is_ok();
         if self.passes() && negotiate_passthrough(config) {
             self.modes.enable();
         } else if read_only {
-            self.opens.files = !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
+            self.opens.files = !keeps || !offered.contains(InitFlags::FUSE_NO_OPEN_SUPPORT);
         } else if self.options.writeback {
             let taken = config.add_capabilities(InitFlags::FUSE_WRITEBACK_CACHE);
             self.writeback = taken.is_ok();
@@ -241,8 +245,11 @@ fn message(panic: &(dyn Any + Send)) -> &str {
 }
 
 /// Tells the kernel what is wanted of it. What it does not offer is done without.
-pub fn negotiate(config: &mut KernelConfig) {
+pub fn negotiate(config: &mut KernelConfig, acls: bool) {
     for capability in CAPABILITIES {
+        if capability == InitFlags::FUSE_POSIX_ACL && !acls {
+            continue;
+        }
         if let Err(missing) = config.add_capabilities(capability) {
             tracing::debug!("the kernel does not offer {missing:?}");
         }
@@ -291,16 +298,37 @@ fn reply_empty(op: &'static str, ino: Ino, result: Result<()>, reply: ReplyEmpty
     }
 }
 
-fn reply_attr(op: &'static str, ino: Ino, result: Result<Attr>, reply: ReplyAttr) {
+/// What the kernel may keep over opens, of these flags.
+fn kept(flags: FopenFlags, timeout: Duration) -> FopenFlags {
+    if timeout.is_zero() {
+        flags - (FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR)
+    } else {
+        flags
+    }
+}
+
+fn reply_attr(
+    op: &'static str,
+    ino: Ino,
+    result: Result<Attr>,
+    timeout: Duration,
+    reply: ReplyAttr,
+) {
     match result {
-        Ok(attr) => reply.attr(&FOREVER, &convert::file_attr(&attr)),
+        Ok(attr) => reply.attr(&timeout, &convert::file_attr(&attr)),
         Err(e) => reply.error(convert::errno(op, ino, &e)),
     }
 }
 
-fn reply_entry(op: &'static str, ino: Ino, result: Result<Attr>, reply: ReplyEntry) {
+fn reply_entry(
+    op: &'static str,
+    ino: Ino,
+    result: Result<Attr>,
+    timeout: Duration,
+    reply: ReplyEntry,
+) {
     match result {
-        Ok(attr) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
+        Ok(attr) => reply.entry(&timeout, &convert::file_attr(&attr), GENERATION),
         Err(e) => reply.error(convert::errno(op, ino, &e)),
     }
 }

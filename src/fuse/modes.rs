@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::{BackingId, FopenFlags};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::hash::Numbers;
 use crate::sys::file;
@@ -49,6 +49,7 @@ pub struct Modes<I = BackingId> {
     /// The kernel takes backing files from us, as far as we know.
     on: AtomicBool,
     open: Mutex<Open<I>>,
+    filled: Condvar,
 }
 
 type Open<I> = HashMap<Ino, Mode<I>, Numbers>;
@@ -59,6 +60,8 @@ struct Mode<I> {
     handles: u64,
     /// None: through the page cache.
     backing: Option<Arc<I>>,
+    /// The first open is not answered yet.
+    filling: bool,
 }
 
 impl<I> Default for Modes<I> {
@@ -66,6 +69,7 @@ impl<I> Default for Modes<I> {
         Modes {
             on: AtomicBool::new(false),
             open: Mutex::default(),
+            filled: Condvar::new(),
         }
     }
 }
@@ -101,8 +105,8 @@ impl<I> Modes<I> {
         data: Option<&Backing>,
         register: impl Fn(BorrowedFd<'_>) -> io::Result<I>,
     ) -> Answer<I> {
-        if let Some(mode) = self.open.lock().get_mut(&ino) {
-            return mode.join(direct);
+        if let Some(answer) = self.join(&mut self.open.lock(), ino, direct) {
+            return answer;
         }
         // Without the lock, as it may mean to open a file of a layer.
         let on = self.on.load(Ordering::Relaxed);
@@ -115,9 +119,9 @@ impl<I> Modes<I> {
             }
         });
         let mut open = self.open.lock();
-        if let Some(mode) = open.get_mut(&ino) {
+        if let Some(answer) = self.join(&mut open, ino, direct) {
             // Somebody else has decided meanwhile.
-            return mode.join(direct);
+            return answer;
         }
         let answer = match (&backing, data) {
             (Some(id), _) => backed(id, direct),
@@ -125,9 +129,50 @@ impl<I> Modes<I> {
             (None, Some(Backing::Upper(_))) => Answer::Plain(NO_FLUSH),
             (None, _) => Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH),
         };
-        let handles = 1;
-        open.insert(ino, Mode { handles, backing });
+        let mode = Mode {
+            handles: 1,
+            backing,
+            filling: false,
+        };
+        open.insert(ino, mode);
         answer
+    }
+
+    /// Decides for the page cache, and has it filled before anybody can read the file: a page that the kernel has
+    /// asked for could not be given to it unasked. Who opens the file meanwhile waits. For a file of which
+    /// [`Modes::open`] would hand out nothing.
+    pub fn open_filling(&self, ino: Ino, direct: bool, fill: impl FnOnce()) -> Answer<I> {
+        let mut open = self.open.lock();
+        if let Some(answer) = self.join(&mut open, ino, direct) {
+            return answer;
+        }
+        let mode = Mode {
+            handles: 1,
+            backing: None,
+            filling: true,
+        };
+        open.insert(ino, mode);
+        drop(open);
+        let filling = Filling(self, ino);
+        fill();
+        drop(filling);
+        Answer::Plain(FopenFlags::FOPEN_KEEP_CACHE | NO_FLUSH)
+    }
+
+    /// Counts one more handle of a file that is open. None: it is not.
+    fn join(
+        &self,
+        open: &mut MutexGuard<'_, Open<I>>,
+        ino: Ino,
+        direct: bool,
+    ) -> Option<Answer<I>> {
+        loop {
+            let mode = open.get_mut(&ino)?;
+            if !mode.filling {
+                return Some(mode.join(direct));
+            }
+            self.filled.wait(open);
+        }
     }
 
     /// Without privileges, and where the upper is itself stacked, nothing can be passed through.
@@ -147,6 +192,19 @@ impl<I> Modes<I> {
                 open.remove(&ino);
             }
         }
+    }
+}
+
+/// The first open of a file fills its pages; over when dropped.
+struct Filling<'a, I>(&'a Modes<I>, Ino);
+
+impl<I> Drop for Filling<'_, I> {
+    fn drop(&mut self) {
+        let Filling(modes, ino) = self;
+        if let Some(mode) = modes.open.lock().get_mut(ino) {
+            mode.filling = false;
+        }
+        modes.filled.notify_all();
     }
 }
 
@@ -336,6 +394,41 @@ mod tests {
         modes.release(FILE);
         assert!(modes.undecided(FILE));
         Ok(())
+    }
+
+    /// Else a page could be wanted by a reader, whom the kernel has wait for an answer, and by who fills it.
+    #[test]
+    fn nobody_has_a_file_open_while_its_pages_are_filled() {
+        let modes = enabled();
+        let (begun, filling) = unbounded();
+        let (go, wait) = unbounded::<()>();
+        let (answered, second) = unbounded();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let answer = modes.open_filling(FILE, false, || {
+                    let told = begun.send(());
+                    assert!(told.is_ok() && wait.recv_timeout(PATIENCE).is_ok());
+                });
+                assert_eq!(Opened::from(answer), Opened(KEEP, None));
+            });
+            assert!(filling.recv_timeout(PATIENCE).is_ok());
+            scope.spawn(|| {
+                let never = || assert_eq!(0, 1, "filled twice");
+                let answer = modes.open_filling(FILE, false, never);
+                assert!(answered.send(Opened::from(answer)).is_ok());
+            });
+            // Other files do not wait for it.
+            let other = Kernel::default().open(&modes, OTHER, None);
+            assert_eq!(other, Opened(KEEP, None));
+            assert!(second.recv_timeout(Duration::from_millis(50)).is_err());
+            assert!(go.send(()).is_ok());
+            assert_eq!(second.recv_timeout(PATIENCE), Ok(Opened(KEEP, None)));
+        });
+        for _ in 0..2 {
+            assert!(!modes.undecided(FILE));
+            modes.release(FILE);
+        }
+        assert!(modes.undecided(FILE));
     }
 
     #[test]

@@ -2,10 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::time::Duration;
 
 use fuser::{Errno, INodeNo, ReplyDirectory, ReplyDirectoryPlus, ReplyIoctl};
 
-use super::convert::{self, FOREVER};
+use super::convert;
 use super::{GENERATION, UnionFs, changing, reading};
 use crate::union::Union;
 use crate::union::api::{Attr, DirEntry, Ino};
@@ -67,7 +68,7 @@ pub fn readdirplus(
     union: &Union,
     ino: Ino,
     cookie: u64,
-    names_first: bool,
+    (names_first, timeout): (bool, Duration),
     mut reply: ReplyDirectoryPlus,
 ) {
     let mut fitted = false;
@@ -77,7 +78,7 @@ pub fn readdirplus(
             INodeNo(entry.ino),
             entry.cookie,
             name,
-            &FOREVER,
+            &timeout,
             &attr,
             GENERATION,
         );

@@ -15,11 +15,11 @@ use fuser::{
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 
-use super::convert::{self, FOREVER};
+use super::convert;
 use super::modes::Answer;
 use super::{
-    GENERATION, Spot, UnionFs, caller, changing, handle, looking_up, more, negotiate, reading,
-    reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
+    GENERATION, Spot, UnionFs, caller, changing, handle, kept, looking_up, more, negotiate,
+    reading, reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
@@ -32,7 +32,7 @@ const MAX_COPY: u64 = 1 << 30;
 
 impl Filesystem for UnionFs {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        negotiate(config);
+        negotiate(config, self.options.acls);
         self.choose(config);
         Ok(())
     }
@@ -46,10 +46,11 @@ impl Filesystem for UnionFs {
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
         let lane = looking_up(parent.0, name);
         let name = name.to_owned();
+        let timeout = self.options.timeout;
         self.run("lookup", lane, move |union| {
             match union.lookup(parent.0, &name) {
-                Ok(Some(attr)) => reply.entry(&FOREVER, &convert::file_attr(&attr), GENERATION),
-                Ok(None) => reply.entry(&FOREVER, &convert::absent(), GENERATION),
+                Ok(Some(attr)) => reply.entry(&timeout, &convert::file_attr(&attr), GENERATION),
+                Ok(None) => reply.entry(&timeout, &convert::absent(), GENERATION),
                 Err(e) => reply.error(convert::errno("lookup", parent.0, &e)),
             }
         });
@@ -63,9 +64,10 @@ impl Filesystem for UnionFs {
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
+        let timeout = self.options.timeout;
         self.run("getattr", reading(ino.0), move |union| {
             let result = union.getattr(ino.0, fh.map(|fh| fh.0));
-            reply_attr("getattr", ino.0, result, reply);
+            reply_attr("getattr", ino.0, result, timeout, reply);
         });
     }
 
@@ -96,9 +98,10 @@ impl Filesystem for UnionFs {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
+        let timeout = self.options.timeout;
         self.run("setattr", changing([(ino.0, None)]), move |union| {
             let result = union.setattr(&caller, ino.0, fh.map(|fh| fh.0), &change);
-            reply_attr("setattr", ino.0, result, reply);
+            reply_attr("setattr", ino.0, result, timeout, reply);
         });
     }
 
@@ -123,9 +126,10 @@ impl Filesystem for UnionFs {
     ) {
         let lane = changing([(parent.0, Some(name))]);
         let (caller, name, rdev) = (caller(req, umask), name.to_owned(), convert::device(rdev));
+        let timeout = self.options.timeout;
         self.run("mknod", lane, move |union| {
             let result = union.mknod(&caller, parent.0, &name, mode, rdev);
-            reply_entry("mknod", parent.0, result, reply);
+            reply_entry("mknod", parent.0, result, timeout, reply);
         });
     }
 
@@ -140,9 +144,10 @@ impl Filesystem for UnionFs {
     ) {
         let lane = changing([(parent.0, Some(name))]);
         let (caller, name) = (caller(req, umask), name.to_owned());
+        let timeout = self.options.timeout;
         self.run("mkdir", lane, move |union| {
             let result = union.mkdir(&caller, parent.0, &name, mode & 0o7777);
-            reply_entry("mkdir", parent.0, result, reply);
+            reply_entry("mkdir", parent.0, result, timeout, reply);
         });
     }
 
@@ -156,19 +161,21 @@ impl Filesystem for UnionFs {
     ) {
         let lane = changing([(parent.0, Some(link_name))]);
         let (caller, name, target) = (caller(req, 0), link_name.to_owned(), target.to_owned());
+        let timeout = self.options.timeout;
         self.run("symlink", lane, move |union| {
             let target = target.as_os_str().as_bytes();
             let result = union.symlink(&caller, parent.0, &name, target);
-            reply_entry("symlink", parent.0, result, reply);
+            reply_entry("symlink", parent.0, result, timeout, reply);
         });
     }
 
     fn link(&self, _: &Request, ino: Node, to: Node, to_name: &OsStr, reply: ReplyEntry) {
         let lane = changing([(ino.0, None), (to.0, Some(to_name))]);
         let name = to_name.to_owned();
+        let timeout = self.options.timeout;
         self.run("link", lane, move |union| {
             let result = union.link(ino.0, to.0, &name);
-            reply_entry("link", ino.0, result, reply);
+            reply_entry("link", ino.0, result, timeout, reply);
         });
     }
 
@@ -222,6 +229,7 @@ impl Filesystem for UnionFs {
         let lane = changing([(parent.0, Some(name))]);
         let (caller, name) = (caller(req, umask), name.to_owned());
         let modes = Arc::clone(&self.modes);
+        let timeout = self.options.timeout;
         self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
@@ -232,10 +240,11 @@ impl Filesystem for UnionFs {
                     let (attr, fh) = (convert::file_attr(&attr), Fh(fh));
                     match answer {
                         Answer::Plain(flags) => {
-                            reply.created(&FOREVER, &attr, GENERATION, fh, flags);
+                            let flags = kept(flags, timeout);
+                            reply.created(&timeout, &attr, GENERATION, fh, flags);
                         }
                         Answer::Backed(flags, id) => {
-                            reply.created_passthrough(&FOREVER, &attr, GENERATION, fh, flags, &id);
+                            reply.created_passthrough(&timeout, &attr, GENERATION, fh, flags, &id);
                         }
                     }
                 }
@@ -249,16 +258,20 @@ impl Filesystem for UnionFs {
             return self.here("open", || reply.error(Errno::ENOSYS));
         }
         let caller = caller(req, 0);
-        let modes = Arc::clone(&self.modes);
+        let (modes, pages) = (Arc::clone(&self.modes), Arc::clone(&self.pages));
+        let timeout = self.options.timeout;
         self.run("open", reading(ino.0), move |union| {
             match union.open(&caller, ino.0, flags.0) {
                 Ok(fh) => {
                     let data = union.backing(fh, modes.undecided(ino.0));
                     let direct = flags.0 & libc::O_DIRECT != 0;
-                    let answer =
-                        modes.open(ino.0, direct, data.as_ref(), |fd| reply.open_backing(fd));
+                    let answer = if data.is_none() && pages.wants(union, fh) {
+                        modes.open_filling(ino.0, direct, || pages.fill(union, ino, fh))
+                    } else {
+                        modes.open(ino.0, direct, data.as_ref(), |fd| reply.open_backing(fd))
+                    };
                     match answer {
-                        Answer::Plain(flags) => reply.opened(Fh(fh), flags),
+                        Answer::Plain(flags) => reply.opened(Fh(fh), kept(flags, timeout)),
                         Answer::Backed(flags, id) => reply.opened_passthrough(Fh(fh), flags, &id),
                     }
                 }
@@ -442,7 +455,7 @@ impl Filesystem for UnionFs {
     /// listings as kept and valid over opens.
     fn opendir(&self, _: &Request, _: Node, _: OpenFlags, reply: ReplyOpen) {
         self.here("opendir", || match self.opens.dirs {
-            true => reply.opened(Fh(0), DIR_FLAGS),
+            true => reply.opened(Fh(0), kept(DIR_FLAGS, self.options.timeout)),
             false => reply.error(Errno::ENOSYS),
         });
     }
@@ -455,8 +468,9 @@ impl Filesystem for UnionFs {
 
     fn readdirplus(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectoryPlus) {
         let names_first = self.names_first;
+        let timeout = self.options.timeout;
         self.run("readdirplus", reading(ino.0), move |union| {
-            more::readdirplus(union, ino.0, offset, names_first, reply);
+            more::readdirplus(union, ino.0, offset, (names_first, timeout), reply);
         });
     }
 

@@ -2,20 +2,43 @@
 //! another one, as long as one is left that does nothing but receive. The last one hands over to the
 //! pool whatever may have to wait for a layer: so nobody waits but who has to.
 //!
+//! The kernel gives a request to whoever has waited longest. Several that receive would take turns at the
+//! requests of one program, each woken on cold caches. So while all goes fast one receives, and the others
+//! are *away*. All are called back for a while
+//!
+//! * when whoever receives is held up: at a tick of the watch nobody receives, and nobody has begun
+//!   anything since the last one;
+//! * when requests pile up: the receiver hardly ever found none to wait for.
+//!
 //! The session ends when all of them have ended, and one that waits for a layer may never. So the end
-//! is watched for while requests are carried out.
+//! is watched for while requests are carried out. The first one that ends calls those who are away, as
+//! nobody else would. A thread is known only when it has received something; so nobody goes away before all
+//! have, which does not take long while they take turns.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
+use parking_lot::{Condvar, Mutex};
 
-use crate::sys::mount;
+use crate::sys::{mount, process};
 
-/// How often the end is looked for while a receiver may wait.
-const LOOK: Duration = Duration::from_millis(50);
+/// How often the watch looks after the receivers while they are busy: how long one that is held up may
+/// keep the others' requests waiting, at most twice.
+const TICK: Duration = Duration::from_millis(4);
+/// The end is looked for once in so many ticks, and the watch rests after as many without anything to do.
+const TICKS: u32 = 12;
+/// How long those who were called stay. So what is held up again and again delays others once in this time.
+const STAY: Duration = Duration::from_secs(1);
+/// How many requests are looked at together, and in how many of them a receiver waits at least if the
+/// requests do not pile up.
+const ROUND: u32 = 64;
+const WAITS: u64 = 4;
 
 /// What the watch is told.
 #[derive(Debug)]
@@ -26,39 +49,130 @@ enum News {
     Ended(io::Result<()>),
 }
 
-/// How many receivers there are, and carry out requests.
+/// Counts that change together: how many carry out a request, how many are not away, and how many requests
+/// were begun, which may overflow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counts(u64);
+
+impl Counts {
+    const BUSY: u64 = 1;
+    const HERE: u64 = 1 << 16;
+    const BEGUN: u64 = 1 << 32;
+    const MASK: u64 = 0xffff;
+
+    fn busy(self) -> u64 {
+        self.0 & Self::MASK
+    }
+
+    fn here(self) -> u64 {
+        (self.0 / Self::HERE) & Self::MASK
+    }
+
+    fn begun(self) -> u64 {
+        self.0 / Self::BEGUN
+    }
+
+    /// How many do nothing but receive.
+    fn free(self) -> u64 {
+        self.here().saturating_sub(self.busy())
+    }
+}
+
+/// The receivers.
 #[derive(Debug)]
 pub struct Receivers {
-    all: usize,
-    busy: AtomicUsize,
+    all: u64,
+    counts: AtomicU64,
+    /// How many have received something.
+    seats: AtomicU64,
+    /// One that receives is enough.
+    alone: AtomicBool,
+    /// When they were called last, in milliseconds after the start.
+    called: AtomicU64,
+    start: Instant,
+    door: Mutex<Door>,
+    call: Condvar,
     /// The watch looks for the end, or is about to.
     watched: AtomicBool,
     to_watch: Sender<News>,
     news: Receiver<News>,
 }
 
+/// What those who are away wait for.
+#[derive(Debug, Default)]
+struct Door {
+    calls: u64,
+    /// The session ends, and nobody goes away any more.
+    over: bool,
+}
+
 /// A receiver that carries out a request, until it is dropped.
 #[derive(Debug)]
 pub struct Busy<'a>(&'a Receivers);
+
+/// What a receiving thread knows of itself. It goes with the thread.
+#[derive(Debug)]
+struct Seat {
+    receivers: Arc<Receivers>,
+    /// Requests of this round.
+    requests: u32,
+    /// How often the thread had waited when the round began.
+    waited: u64,
+}
+
+thread_local! {
+    static SEAT: RefCell<Option<Seat>> = const { RefCell::new(None) };
+}
+
+impl Seat {
+    /// Counts a request, and says whether they pile up.
+    fn piles_up(&mut self) -> bool {
+        self.requests += 1;
+        if self.requests < ROUND {
+            return false;
+        }
+        self.requests = 0;
+        let before = std::mem::replace(&mut self.waited, process::waits_of_thread());
+        self.waited.saturating_sub(before) < WAITS
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.receivers.close();
+    }
+}
 
 impl Receivers {
     /// So many.
     pub fn new(all: usize) -> Receivers {
         let (to_watch, news) = unbounded();
+        let all = u64::try_from(all).unwrap_or(1).min(Counts::MASK);
         Receivers {
             all,
-            busy: AtomicUsize::new(0),
+            counts: AtomicU64::new(all * Counts::HERE),
+            seats: AtomicU64::new(0),
+            alone: AtomicBool::new(true),
+            called: AtomicU64::new(0),
+            start: Instant::now(),
+            door: Mutex::default(),
+            call: Condvar::new(),
             watched: AtomicBool::new(false),
             to_watch,
             news,
         }
     }
 
-    /// Lets the calling receiver carry out a request that may wait, if it is not the last to receive.
-    pub fn enter(&self) -> Option<Busy<'_>> {
-        let more = |busy| (busy + 1 < self.all).then_some(busy + 1);
+    /// Lets the calling receiver carry out a request that may wait, if it is not the last to receive. After it
+    /// the receiver may be kept away, until it is called.
+    pub fn enter(self: &Arc<Self>) -> Option<Busy<'_>> {
+        self.take_seat();
+        let more = |counts| {
+            let room = Counts(counts).busy() + 1 < self.all;
+            room.then(|| counts.wrapping_add(Counts::BUSY + Counts::BEGUN))
+        };
         let order = Ordering::SeqCst;
-        self.busy
+        self.counts
             .fetch_update(order, Ordering::Relaxed, more)
             .ok()?;
         let busy = Busy(self);
@@ -73,6 +187,79 @@ impl Receivers {
         self.tell(News::Ended(result));
     }
 
+    /// The end of the calling thread will be noticed.
+    fn take_seat(self: &Arc<Self>) {
+        SEAT.with_borrow_mut(|seat| {
+            seat.get_or_insert_with(|| {
+                self.seats.fetch_add(1, Ordering::SeqCst);
+                Seat {
+                    receivers: self.clone(),
+                    requests: 0,
+                    waited: process::waits_of_thread(),
+                }
+            });
+        });
+    }
+
+    fn counts(&self) -> Counts {
+        Counts(self.counts.load(Ordering::SeqCst))
+    }
+
+    fn leave(&self) {
+        let order = Ordering::SeqCst;
+        let left = Counts(self.counts.fetch_sub(Counts::BUSY, order) - Counts::BUSY);
+        if !self.alone.load(order) {
+            return;
+        }
+        let piles_up = SEAT.with_borrow_mut(|seat| seat.as_mut().is_some_and(Seat::piles_up));
+        if piles_up {
+            self.call();
+        } else if left.free() > 1 && self.seats.load(order) == self.all {
+            self.stay_away();
+        }
+    }
+
+    /// Waits to be called, unless nobody else would receive.
+    fn stay_away(&self) {
+        let mut door = self.door.lock();
+        let less = |counts| (Counts(counts).free() > 1).then(|| counts - Counts::HERE);
+        let order = Ordering::SeqCst;
+        if door.over || self.counts.fetch_update(order, order, less).is_err() {
+            return;
+        }
+        let calls = door.calls;
+        while door.calls == calls {
+            self.call.wait(&mut door);
+        }
+    }
+
+    /// Calls those who are away. They stay until the watch finds that one is enough.
+    fn call(&self) {
+        self.alone.store(false, Ordering::SeqCst);
+        self.called.store(self.now(), Ordering::SeqCst);
+        self.open(&mut self.door.lock());
+    }
+
+    /// Calls them for good.
+    fn close(&self) {
+        let mut door = self.door.lock();
+        door.over = true;
+        self.open(&mut door);
+    }
+
+    fn open(&self, door: &mut Door) {
+        let all_here = |counts| Some(counts + (self.all - Counts(counts).here()) * Counts::HERE);
+        let order = Ordering::SeqCst;
+        // Always Ok: the closure always has an answer.
+        let _before = self.counts.fetch_update(order, order, all_here);
+        door.calls += 1;
+        self.call.notify_all();
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn tell(&self, news: News) {
         if self.to_watch.send(news).is_err() {
             tracing::debug!("nobody watches the session");
@@ -80,11 +267,11 @@ impl Receivers {
     }
 
     fn any_busy(&self) -> bool {
-        self.busy.load(Ordering::SeqCst) > 0
+        self.counts().busy() > 0
     }
 
-    /// Waits for the end of the session, or of the mount if receivers still wait then; these have so
-    /// long to end. An idle mount wakes nobody.
+    /// Looks after the receivers until the end of the session, or of the mount if receivers still wait then;
+    /// these have so long to end. An idle mount wakes nobody.
     pub fn watch(&self, device: impl AsFd, last_wait: Duration) -> io::Result<()> {
         loop {
             match self.news.recv() {
@@ -92,16 +279,41 @@ impl Receivers {
                 Ok(News::Ended(result)) => return result,
                 Err(_) => return Err(io::Error::other("the session is gone")),
             }
+            let (mut last, mut ticks, mut quiet) = (self.counts(), 0, 0);
             while self.watched.load(Ordering::SeqCst) {
-                if let Ok(News::Ended(result)) = self.news.recv_timeout(LOOK) {
+                // Not by a wait for news, which would spin before it sleeps.
+                thread::sleep(TICK);
+                if let Ok(News::Ended(result)) = self.news.try_recv() {
                     return result;
                 }
-                if !self.any_busy() {
+                let counts = self.counts();
+                if counts.free() == 0 && counts.here() < self.all && counts.begun() == last.begun()
+                {
+                    self.call();
+                }
+                last = counts;
+                self.send_away();
+                ticks += 1;
+                quiet = if counts.busy() > 0 { 0 } else { quiet + 1 };
+                if quiet >= TICKS && self.alone.load(Ordering::SeqCst) {
+                    quiet = 0;
                     self.rest();
-                } else if mount::is_over(device.as_fd()) {
+                } else if ticks % TICKS == 0 && counts.busy() > 0 && mount::is_over(device.as_fd())
+                {
+                    self.close();
                     return self.last_news(last_wait);
                 }
             }
+        }
+    }
+
+    /// Those who were called are no longer wanted, after a while. Each goes away when it has carried out a
+    /// request.
+    fn send_away(&self) {
+        let stay = u64::try_from(STAY.as_millis()).unwrap_or(u64::MAX);
+        let called = self.called.load(Ordering::SeqCst);
+        if !self.alone.load(Ordering::SeqCst) && self.now().saturating_sub(called) >= stay {
+            self.alone.store(true, Ordering::SeqCst);
         }
     }
 
@@ -126,160 +338,9 @@ impl Receivers {
 
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
-        self.0.busy.fetch_sub(1, Ordering::SeqCst);
+        self.0.leave();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::fd::OwnedFd;
-    use std::sync::Arc;
-    use std::thread::{self, JoinHandle};
-    use std::time::Instant;
-
-    use super::*;
-
-    const PATIENCE: Duration = Duration::from_secs(10);
-
-    /// Stands for the device: its mount is over when the reader is dropped.
-    fn device() -> io::Result<(io::PipeReader, OwnedFd)> {
-        let (reader, writer) = io::pipe()?;
-        Ok((reader, writer.into()))
-    }
-
-    fn watch(
-        receivers: &Arc<Receivers>,
-        device: OwnedFd,
-        last_wait: Duration,
-    ) -> JoinHandle<io::Result<()>> {
-        let receivers = receivers.clone();
-        thread::spawn(move || receivers.watch(device, last_wait))
-    }
-
-    fn kind(ended: io::Result<()>) -> Option<io::ErrorKind> {
-        ended.err().map(|e| e.kind())
-    }
-
-    /// Whether it comes to be so.
-    fn soon(so: impl Fn() -> bool) -> bool {
-        let begun = Instant::now();
-        while !so() && begun.elapsed() < PATIENCE {
-            thread::sleep(LOOK / 10);
-        }
-        so()
-    }
-
-    #[test]
-    fn the_last_one_only_receives() {
-        for all in [1, 2, 4] {
-            let receivers = Receivers::new(all);
-            let mut busy: Vec<_> = (1..all).map(|_| receivers.enter()).collect();
-            assert!(busy.iter().all(Option::is_some), "{all}");
-            assert!(receivers.enter().is_none(), "{all}");
-            if busy.pop().is_some() {
-                assert!(receivers.enter().is_some(), "{all}");
-            }
-        }
-    }
-
-    #[test]
-    fn the_end_of_the_session_is_the_end() -> io::Result<()> {
-        let receivers = Arc::new(Receivers::new(2));
-        let (_mount, device) = device()?;
-        let watch = watch(&receivers, device, LOOK);
-        let busy = receivers.enter();
-        receivers.ended(Err(io::ErrorKind::InvalidData.into()));
-        assert!(soon(|| watch.is_finished()));
-        let ended = watch.join().ok().and_then(kind);
-        assert_eq!(ended, Some(io::ErrorKind::InvalidData));
-        drop(busy);
-        Ok(())
-    }
-
-    #[test]
-    fn a_receiver_that_waits_does_not_keep_the_end_away() -> io::Result<()> {
-        let receivers = Arc::new(Receivers::new(2));
-        let (mount, device) = device()?;
-        let watch = watch(&receivers, device, LOOK);
-        let busy = receivers.enter();
-        assert!(busy.is_some());
-        thread::sleep(LOOK * 4);
-        assert!(!watch.is_finished(), "the mount is there");
-        drop(mount);
-        assert!(soon(|| watch.is_finished()));
-        assert!(matches!(watch.join(), Ok(Ok(()))));
-        Ok(())
-    }
-
-    /// Those who still wait when the mount is gone may come to an end yet.
-    #[test]
-    fn the_last_news_are_waited_for() -> io::Result<()> {
-        let receivers = Arc::new(Receivers::new(2));
-        let (mount, device) = device()?;
-        let watch = watch(&receivers, device, PATIENCE);
-        let _busy = receivers.enter();
-        drop(mount);
-        thread::sleep(LOOK * 4);
-        assert!(!watch.is_finished());
-        receivers.ended(Err(io::ErrorKind::InvalidData.into()));
-        assert!(soon(|| watch.is_finished()));
-        let ended = watch.join().ok().and_then(kind);
-        assert_eq!(ended, Some(io::ErrorKind::InvalidData));
-        Ok(())
-    }
-
-    #[test]
-    fn nobody_looks_while_nothing_is_done() -> io::Result<()> {
-        let receivers = Arc::new(Receivers::new(2));
-        let (mount, device) = device()?;
-        let watch = watch(&receivers, device, LOOK);
-        for _ in 0..3 {
-            let busy = receivers.enter();
-            assert!(receivers.watched.load(Ordering::SeqCst));
-            drop(busy);
-            assert!(soon(|| !receivers.watched.load(Ordering::SeqCst)));
-        }
-        // Then the session ends by itself, and says so.
-        drop(mount);
-        thread::sleep(LOOK * 2);
-        assert!(!watch.is_finished());
-        receivers.ended(Err(io::ErrorKind::InvalidData.into()));
-        assert!(soon(|| watch.is_finished()));
-        let ended = watch.join().ok().and_then(kind);
-        assert_eq!(ended, Some(io::ErrorKind::InvalidData));
-        Ok(())
-    }
-
-    /// Who begins while the watch comes to rest is looked after, or has told of it.
-    #[test]
-    fn nobody_begins_unseen() {
-        let receivers = Receivers::new(2);
-        let (rests, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::SeqCst) {
-                    if !receivers.any_busy() {
-                        receivers.rest();
-                    }
-                    rests.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-            let end = Instant::now() + LOOK * 6;
-            let mut tries = (0..20_000).take_while(|_| Instant::now() < end);
-            let unseen = tries.find(|_| {
-                receivers.watched.store(true, Ordering::SeqCst);
-                let busy = receivers.enter();
-                let begun = rests.load(Ordering::SeqCst);
-                while rests.load(Ordering::SeqCst) < begun + 2 {
-                    thread::yield_now();
-                }
-                let seen = receivers.watched.load(Ordering::SeqCst);
-                let told = receivers.news.try_iter().count() > 0;
-                drop(busy);
-                !seen && !told
-            });
-            over.store(true, Ordering::SeqCst);
-            assert_eq!(unseen, None);
-        });
-    }
-}
+mod tests;

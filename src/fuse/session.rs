@@ -5,16 +5,22 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
+use serde_json::Value;
 
+use super::convert::FOREVER;
 use super::receivers::Receivers;
 use super::{LAST_WAIT, UnionFs, heap};
+use crate::layer::revisions::Revisions;
 use crate::union::Union;
 
 /// How to serve.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
+    /// What is told of the mount beside its counts, as `mount`.
+    pub about: Value,
     /// Threads that receive requests. Few are enough: when all but one wait, the pool takes over.
     pub threads: usize,
     /// Give each thread its own queue. To be off for a descriptor that was opened in another user
@@ -24,6 +30,11 @@ pub struct Options {
     pub passthrough: Passthrough,
     /// Let the kernel collect writes in the page cache, where it does not write without us.
     pub writeback: bool,
+    /// Have the kernel look after POSIX ACLs, and check rights itself.
+    pub acls: bool,
+    /// How long the kernel goes by a name and by attributes before it asks again; with 0 it keeps no
+    /// listings and no data either.
+    pub timeout: Duration,
 }
 
 /// Which files the kernel reads and writes itself.
@@ -40,10 +51,13 @@ pub enum Passthrough {
 impl Default for Options {
     fn default() -> Self {
         Options {
+            about: Value::Null,
             threads: 4,
             clone_fd: true,
             passthrough: Passthrough::Upper,
             writeback: false,
+            acls: true,
+            timeout: FOREVER,
         }
     }
 }
@@ -68,15 +82,36 @@ pub fn serve_with(
     config.n_threads = Some(threads);
     config.clone_fd = options.clone_fd && threads > 1 && device_opens();
     let device = fd.try_clone()?;
+    let revisions = watch_revisions(&union)?;
     let receivers = Arc::new(Receivers::new(threads));
+    // What the kernel drops at each open need not come with it.
+    let fills = !options.timeout.is_zero();
     let fs = UnionFs::new(union, options, receivers.clone());
+    let pages = fs.pages.clone();
     let session = Session::from_fd(fs, fd, SessionACL::All, config)?;
+    if fills {
+        pages.reach(session.notifier());
+    }
     ready();
     let watched = receivers.clone();
     thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || watched.ended(session.run()))?;
-    receivers.watch(device, LAST_WAIT)
+    let ended = receivers.watch(device, LAST_WAIT);
+    revisions.end();
+    ended
+}
+
+/// Watches the revisions of the layers' repositories, if there are any, on a thread that does not keep the union.
+fn watch_revisions(union: &Arc<Union>) -> io::Result<Arc<Revisions>> {
+    let revisions = union.revisions().clone();
+    if !revisions.is_empty() {
+        let (watched, union) = (revisions.clone(), Arc::downgrade(union));
+        thread::Builder::new()
+            .name("revisions".to_owned())
+            .spawn(move || watched.watch(|at| union.upgrade()?.layer_root(at)))?;
+    }
+    Ok(revisions)
 }
 
 /// Whether the device can be opened here, as cloning a descriptor takes. A container may lack it.

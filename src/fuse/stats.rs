@@ -9,12 +9,13 @@ use std::fs;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyIoctl, Request};
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
 
+use crate::layer::ahead;
 use crate::meter::{Meter, Reading};
 use crate::sys::{file, process};
 use crate::union::Union;
@@ -29,6 +30,8 @@ pub const ASK: u32 = 0xc000_5501 | (SIZE as u32) << 16;
 const HEADER: usize = 16;
 /// So many texts are kept, for as many who ask at the same time.
 const TOLD: usize = 16;
+/// How long a repository may take to tell its revision.
+const LOOK: Duration = Duration::from_millis(200);
 /// How often a text is asked for anew when too many others have asked meanwhile.
 const TRIES: usize = 10;
 
@@ -75,6 +78,8 @@ const KINDS: [&str; 34] = [
 pub struct Requests {
     meters: [Meter; KINDS.len()],
     since: Instant,
+    /// What the mount is.
+    mount: Value,
     /// The texts that were asked for last, by number, the newest first.
     told: Mutex<VecDeque<(u64, Arc<str>)>>,
 }
@@ -84,12 +89,21 @@ impl Default for Requests {
         Requests {
             meters: std::array::from_fn(|_| Meter::default()),
             since: Instant::now(),
+            mount: Value::Null,
             told: Mutex::default(),
         }
     }
 }
 
 impl Requests {
+    /// None so far, of the mount that is described.
+    pub fn about(mount: Value) -> Requests {
+        Requests {
+            mount,
+            ..Requests::default()
+        }
+    }
+
     /// The meter of a kind.
     pub fn of(&self, op: &str) -> &Meter {
         let at = KINDS.iter().position(|kind| *kind == op);
@@ -155,17 +169,32 @@ impl Requests {
                 json!({ "layer": layer.path, "requests": asked })
             })
             .collect();
+        let repositories: Vec<Value> = union
+            .revisions()
+            .seen(LOOK)
+            .iter()
+            .map(|of| {
+                json!({
+                    "repository": of.repository,
+                    "revision_at_mount": of.at_mount,
+                    "revision": of.now,
+                })
+            })
+            .collect();
         json!({
             "version": 1,
+            "mount": self.mount,
             "pid": std::process::id(),
             "seconds": self.since.elapsed().as_secs(),
             "requests": requests,
             "lowers": layers,
+            "repositories": repositories,
             "copy_ups": {
                 "objects": counts.copied_objects,
                 "files": counts.copied_files,
                 "bytes": counts.copied_bytes,
             },
+            "prefetch": counts.learned.as_ref().map(prefetched),
             "kept": {
                 "nodes": counts.nodes,
                 "handles": counts.handles,
@@ -179,6 +208,20 @@ impl Requests {
         })
         .to_string()
     }
+}
+
+fn prefetched((seen, recorded): &(ahead::Counts, usize)) -> Value {
+    json!({
+        "wanted": seen.wanted,
+        "files": seen.files,
+        "bytes": seen.bytes,
+        "took_ms": seen.took.as_millis() as u64,
+        "used": seen.used,
+        "late": seen.late,
+        "failed": seen.failed,
+        "saved_ms": seen.saved.as_millis() as u64,
+        "recorded": recorded,
+    })
 }
 
 fn reading(seen: &Reading) -> Value {

@@ -7,20 +7,22 @@
 use std::ffi::CStr;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::asked::{Ask, Asked};
 use super::dialect;
-use super::reopen::{Epoch, Repositories, Root};
+use super::overrides::{self, Overrides};
+use super::record::Learning;
+use super::root::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
-use crate::hash::Numbers;
+use crate::hash::{Numbers, stable_hash};
 use crate::sys::dirent::End;
-use crate::sys::{file, meta, xattr};
+use crate::sys::{file, meta, name, xattr};
 
 /// Position of a layer in the stack, 0 the topmost lower.
 pub type LayerIndex = u32;
@@ -32,13 +34,15 @@ pub struct Layer {
     pub path: PathBuf,
     /// Hash of the layer's identity: the seed of its inode numbers.
     seed: u64,
-    pub(super) root: Root,
+    pub(crate) root: Root,
     /// A CVMFS client answers for attributes that nobody stored.
     pub cvmfs: bool,
     /// What tells the end of a directory of it.
     pub(super) end: End,
     /// What it was asked.
     pub asked: Asked,
+    /// Where it keeps owners and modes beside its files, if it does. Known when its root was listed.
+    pub(super) overrides: OnceLock<Overrides>,
 }
 
 /// A kept directory: its layer, the opening of the layer that it is of, its hash.
@@ -49,6 +53,7 @@ type Key = (LayerIndex, Epoch, u64);
 pub struct Lowers {
     layers: Vec<Layer>,
     kept: Mutex<LruCache<Key, Arc<OwnedFd>, Numbers>>,
+    pub(super) learning: Option<Learning>,
 }
 
 /// A directory of one layer.
@@ -62,17 +67,11 @@ pub struct LowerDir {
     pub hash: u64,
 }
 
-/// A hash that stays the same over time and machines (FNV-1a, finished as MurmurHash3 does).
-fn stable_hash(seed: u64, bytes: &[u8]) -> u64 {
-    let mut h = seed ^ 0xcbf2_9ce4_8422_2325;
-    for b in bytes {
-        h = (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xff51_afd7_ed55_8ccd);
-    h ^= h >> 33;
-    h = h.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    h ^ (h >> 33)
+/// What [`LowerDir::hash_of`] is of an object of a layer: the last name of `path`, whose names are
+/// separated by slashes, in the directory of those before it.
+pub fn hash_at(identity: &str, path: &[u8]) -> u64 {
+    path.split(|b| *b == b'/')
+        .fold(stable_hash(0, identity.as_bytes()), stable_hash)
 }
 
 impl Layer {
@@ -93,16 +92,18 @@ impl Layer {
             },
             root,
             asked: Asked::default(),
+            overrides: OnceLock::new(),
         })
     }
 }
 
 impl Lowers {
     /// Takes the layers topmost first; a layer's position is its `LayerIndex`. `kept` is how many
-    /// descriptors of directories stay open.
-    pub fn new(layers: Vec<Layer>, kept: NonZeroUsize) -> Lowers {
+    /// descriptors of directories stay open; `learning` is told of files that are opened.
+    pub fn new(layers: Vec<Layer>, kept: NonZeroUsize, learning: Option<Learning>) -> Lowers {
         Lowers {
             layers,
+            learning,
             kept: Mutex::new(LruCache::with_hasher(kept, Numbers::default())),
         }
     }
@@ -207,6 +208,11 @@ impl Lowers {
         &self.layers
     }
 
+    /// What is learned of the files that are opened, if anything is.
+    pub fn learning(&self) -> Option<&Learning> {
+        self.learning.as_ref()
+    }
+
     /// Whether all of them are on CVMFS.
     pub fn are_cvmfs(&self) -> bool {
         !self.layers.is_empty() && self.layers.iter().all(|l| l.cvmfs)
@@ -215,8 +221,28 @@ impl Lowers {
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
         self.with(dir, name, Ask::Stat, "stat lower", |fd| {
-            meta::fstatat(fd, name)
+            let mut stat = meta::fstatat(fd, name)?;
+            self.override_stat(dir, fd, name, &mut stat)?;
+            Ok(stat)
         })
+    }
+
+    /// Puts what the layer keeps beside a file in the place of what the file says.
+    pub(super) fn override_stat(
+        &self,
+        dir: &LowerDir,
+        fd: BorrowedFd<'_>,
+        name: &[u8],
+        stat: &mut meta::Stat,
+    ) -> io::Result<()> {
+        let Some(overrides) = self.layer(dir).and_then(|l| l.overrides.get()) else {
+            return Ok(());
+        };
+        match xattr::get(fd, name, overrides.key()) {
+            Ok(value) => overrides::apply(&value, stat),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 
     /// The names of all attributes that somebody stored, the unions' own among them.
@@ -231,12 +257,24 @@ impl Lowers {
                 other => other,
             },
         )?;
-        let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
-        let magic = |key: &[u8]| cvmfs && dialect::is_cvmfs_magic(key);
+        let layer = self.layer(dir);
+        let cvmfs = layer.is_some_and(|l| l.cvmfs);
+        let overrides = layer.and_then(|l| l.overrides.get());
+        let magic = |key: &[u8]| {
+            cvmfs && dialect::is_cvmfs_magic(key)
+                || overrides.is_some_and(|o| o.key().to_bytes() == key)
+        };
         let keys = raw
             .split(|b| *b == 0)
             .filter(|k| !k.is_empty() && !magic(k));
         Ok(keys.map(<[u8]>::to_vec).collect())
+    }
+
+    /// The target of a symlink.
+    pub fn read_link(&self, dir: &LowerDir, name: &[u8]) -> Result<Vec<u8>> {
+        self.with(dir, name, Ask::Link, "read link of lower", |fd| {
+            name::readlinkat(fd, name)
+        })
     }
 
     /// The value of an attribute; ENODATA for an absent one.
@@ -248,6 +286,11 @@ impl Lowers {
 }
 
 impl LowerDir {
+    /// Whether it is the root of its layer.
+    pub(super) fn is_root(&self) -> bool {
+        self.parent.is_none()
+    }
+
     /// A directory in this one. Nothing is opened or checked before it is used, by [`Lowers::with`].
     pub fn child(self: &Arc<Self>, name: &[u8]) -> Arc<LowerDir> {
         Arc::new(LowerDir {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::dialect::{self, WH_OPAQUE};
 use super::dir::LayerIndex;
+use super::overrides::Overrides;
 use super::{Ask, LowerDir, Lowers, quiet};
 use crate::at_once;
 use crate::error::{Error, Result};
@@ -277,16 +278,42 @@ impl Lowers {
         }
         let cvmfs = self.layer(dir).is_some_and(|l| l.cvmfs);
         self.with(dir, name, Ask::Stat, "stat lower", |fd| {
-            let stat = match meta::fstatat(fd, name) {
+            let mut stat = match meta::fstatat(fd, name) {
                 Ok(stat) => stat,
                 Err(e) => return unless_there(e),
             };
-            Ok(match dtype_of(stat.st_mode) {
+            let kind = dtype_of(stat.st_mode);
+            self.override_stat(dir, fd, name, &mut stat)?;
+            Ok(match kind {
                 libc::DT_CHR if stat.st_rdev == 0 => Probe::Absent,
                 // It may be a whiteout by its attribute.
                 libc::DT_REG if stat.st_size == 0 && !cvmfs => Probe::Unclear,
                 _ => Probe::There(stat),
             })
+        })
+    }
+}
+
+/// What one layer says of a name, in one directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// `DT_*` of the object that it holds.
+    pub object: Option<u8>,
+    /// It deletes what the layers below hold under the name.
+    pub whiteout: bool,
+    /// It hides what they hold of the directory.
+    pub opaque: bool,
+}
+
+impl Lowers {
+    /// Asks a layer for a name without regard to the others; its whole directory is read for that.
+    pub fn observe(&self, dir: &LowerDir, name: &[u8]) -> Result<Observed> {
+        let listing = read_layer(self, dir)?;
+        let object = listing.objects.iter().find(|object| &*object.name == name);
+        Ok(Observed {
+            object: object.map(|object| object.kind),
+            whiteout: listing.whiteouts.iter().any(|gone| &**gone == name),
+            opaque: listing.opaque,
         })
     }
 }
@@ -330,6 +357,9 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
         };
         Ok((raw, marks))
     })?;
+    if let (Some(layer), Some(overrides), true) = (layer, marks.overrides, dir.is_root()) {
+        layer.overrides.get_or_init(|| overrides);
+    }
     let mut out = LayerListing {
         opaque: marks.opaque,
         ..LayerListing::default()
@@ -379,6 +409,8 @@ pub struct Opaque {
     pub opaque: bool,
     /// `overlay.opaque` is `x`: files with an `overlay.whiteout` attribute are whiteouts.
     pub holds_xattr_whiteouts: bool,
+    /// Owners and modes are kept beside the files; it counts on the root of a layer.
+    pub overrides: Option<Overrides>,
 }
 
 /// Reads the opaque marks of a directory, of all unions.
@@ -388,6 +420,7 @@ pub fn opaque_xattrs(dir: BorrowedFd<'_>) -> io::Result<Opaque> {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(marks),
         other => other?,
     };
+    marks.overrides = Overrides::among(&keys);
     for key in [
         c"trusted.overlay.opaque",
         c"user.overlay.opaque",

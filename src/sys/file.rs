@@ -1,8 +1,9 @@
 //! Opening files, and reading and writing their data.
 #![allow(unsafe_code)]
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
 use super::{check, check_len, cstr, fault};
@@ -46,6 +47,33 @@ pub fn reopen(fd: BorrowedFd<'_>, flags: i32) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CLOEXEC) })?;
     // SAFETY: the call returned a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The content of a regular file at a path given by the user. Opening anything else could wait for ever, or
+/// do something: FIFOs and devices are not opened for reading. An error, and no more read than tells it, if
+/// there are more than `most` bytes.
+pub fn read_regular(path: &Path, most: usize) -> io::Result<Vec<u8>> {
+    whole(open_path(path, libc::O_PATH)?, most)
+}
+
+/// The same of a name in a directory; a symlink there is no regular file.
+pub fn read_regular_in(dir: BorrowedFd<'_>, name: &[u8], most: usize) -> io::Result<Vec<u8>> {
+    whole(openat(dir, name, libc::O_PATH, 0)?, most)
+}
+
+fn whole(found: OwnedFd, most: usize) -> io::Result<Vec<u8>> {
+    let found = File::from(found);
+    if !found.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    let found = File::from(reopen(found.as_fd(), libc::O_RDONLY)?);
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(most).unwrap_or(u64::MAX).saturating_add(1);
+    if found.take(limit).read_to_end(&mut bytes)? > most {
+        let why = format!("more than the limit of {most} bytes");
+        return Err(io::Error::other(why));
+    }
+    Ok(bytes)
 }
 
 /// `pread(2)`: may read less than the buffer holds; 0 at the end of the file.

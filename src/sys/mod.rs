@@ -3,14 +3,18 @@
 //! Each wrapper takes borrowed descriptors and byte names, follows no symlink in the last component,
 //! and returns the kernel's error untouched. Retries and fallbacks live with the callers.
 
+pub mod children;
 pub mod copy;
 pub mod dirent;
 pub mod fault;
 pub mod file;
+pub mod fscontext;
 pub mod kernel;
 pub mod meta;
 pub mod mount;
+pub mod mounts;
 pub mod name;
+pub mod namespace;
 pub mod process;
 pub mod readonly;
 pub mod realpath;

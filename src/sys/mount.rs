@@ -8,7 +8,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSliceMut, Read};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
@@ -23,6 +23,8 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{getegid, geteuid};
 
+use super::mounts;
+
 /// The source and the subtype of our mounts.
 pub const NAME: &str = "cvmfs-union";
 /// The type as the mount table shows it.
@@ -35,20 +37,34 @@ const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// How to mount; permission checks by the kernel are always on.
 #[derive(Clone, Debug)]
 pub struct MountFlags {
+    /// What the table of mounts shows as the source, by which `mount -a` knows that it is mounted; [`NAME`]
+    /// if None.
+    pub source: Option<PathBuf>,
     /// `MS_*` of mount(2); with `fusermount3` only ro, noexec, noatime, sync and dirsync count.
     pub flags: MsFlags,
     /// Other users may enter; `fusermount3` wants `user_allow_other` in `/etc/fuse.conf` for that.
     pub allow_other: bool,
 }
 
+/// Opens the device. It belongs to the user namespace of this moment, and only there it can be mounted.
+pub fn open_device() -> io::Result<OwnedFd> {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/fuse");
+    match device {
+        Ok(device) => Ok(device.into()),
+        Err(e) => Err(io::Error::new(e.kind(), format!("/dev/fuse: {e}"))),
+    }
+}
+
 /// Mounts by mount(2).
 pub fn mount_direct(mountpoint: &Path, how: &MountFlags) -> io::Result<OwnedFd> {
+    let device = open_device()?;
+    mount_device(device.as_fd(), mountpoint, how)?;
+    Ok(device)
+}
+
+/// Mounts a device that is open.
+pub fn mount_device(device: BorrowedFd<'_>, mountpoint: &Path, how: &MountFlags) -> io::Result<()> {
     let rootmode = fs::metadata(mountpoint)?.mode() & libc::S_IFMT;
-    let device = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse")
-        .map_err(|e| io::Error::new(e.kind(), format!("/dev/fuse: {e}")))?;
     let mut data = format!(
         "fd={},rootmode={rootmode:o},user_id={},group_id={},default_permissions",
         device.as_raw_fd(),
@@ -59,13 +75,13 @@ pub fn mount_direct(mountpoint: &Path, how: &MountFlags) -> io::Result<OwnedFd> 
         data.push_str(",allow_other");
     }
     nix::mount::mount(
-        Some(NAME),
+        Some(how.source()),
         mountpoint,
         Some(FSTYPE),
         how.flags,
         Some(data.as_str()),
     )?;
-    Ok(device.into())
+    Ok(())
 }
 
 /// Mounts through the set-uid helper, which hands the descriptor over a socket.
@@ -104,8 +120,23 @@ pub fn mount_fusermount(mountpoint: &Path, how: &MountFlags) -> io::Result<Owned
     }
 }
 
-fn fusermount_options(how: &MountFlags) -> String {
-    let mut options = format!("fsname={NAME},subtype={NAME},default_permissions");
+impl MountFlags {
+    fn source(&self) -> &Path {
+        self.source.as_deref().unwrap_or(Path::new(NAME))
+    }
+}
+
+fn fusermount_options(how: &MountFlags) -> OsString {
+    let mut options = b"fsname=".to_vec();
+    for &b in how.source().as_os_str().as_bytes() {
+        // As the helper takes them apart.
+        if matches!(b, b',' | b'\\') {
+            options.push(b'\\');
+        }
+        options.push(b);
+    }
+    let mut options = OsString::from_vec(options);
+    options.push(format!(",subtype={NAME},default_permissions"));
     // nosuid and nodev are what the helper always sets.
     for (flag, name) in [
         (MsFlags::MS_RDONLY, ",ro"),
@@ -115,11 +146,11 @@ fn fusermount_options(how: &MountFlags) -> String {
         (MsFlags::MS_DIRSYNC, ",dirsync"),
     ] {
         if how.flags.contains(flag) {
-            options.push_str(name);
+            options.push(name);
         }
     }
     if how.allow_other {
-        options.push_str(",allow_other");
+        options.push(",allow_other");
     }
     options
 }
@@ -234,77 +265,11 @@ pub fn is_dead(mountpoint: &Path) -> bool {
     }
 }
 
-/// The type of the topmost mount at exactly this path; None when it is no mountpoint.
-pub fn mounted_type(mountpoint: &Path) -> io::Result<Option<String>> {
-    Ok(type_in(&fs::read("/proc/self/mountinfo")?, mountpoint))
-}
-
-fn type_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
-    let mut found = None;
-    for line in mountinfo.split(|&b| b == b'\n') {
-        let mut fields = line.split(|&b| b == b' ');
-        if fields.nth(4).map(unescape).as_deref() == Some(mountpoint) {
-            let fstype = fields.skip_while(|f| *f != b"-").nth(1);
-            found = fstype.map(|t| String::from_utf8_lossy(t).into_owned());
-        }
-    }
-    found
-}
-
-/// A file system as the table of mounts shows it.
-#[derive(Debug, PartialEq, Eq)]
-pub struct MountedFs {
-    /// The type, for FUSE perhaps with a subtype.
-    pub fstype: Vec<u8>,
-    /// Its own options.
-    pub options: Vec<u8>,
-}
-
-impl MountedFs {
-    /// Whether it is of FUSE.
-    pub fn is_fuse(&self) -> bool {
-        self.fstype == b"fuse" || self.fstype.starts_with(b"fuse.")
-    }
-}
-
-/// The file system of a device, which is not asked for it. None if it is not mounted here.
-pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
-    let device = (libc::major(device), libc::minor(device));
-    Ok(on_device(&fs::read("/proc/self/mountinfo")?, device))
-}
-
-fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> {
-    let device = format!("{major}:{minor}");
-    mountinfo.split(|b| *b == b'\n').find_map(|line| {
-        let mut fields = line.split(|b| *b == b' ');
-        (fields.nth(2)? == device.as_bytes()).then_some(())?;
-        // After the separator: type, source, options.
-        let mut fields = fields.skip_while(|f| *f != b"-");
-        Some(MountedFs {
-            fstype: fields.nth(1)?.to_vec(),
-            options: fields.nth(1)?.to_vec(),
-        })
-    })
-}
-
-/// The device of the topmost mount at exactly this path, as `MAJOR:MINOR`.
-fn device_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
-    let mut found = None;
-    for line in mountinfo.split(|&b| b == b'\n') {
-        let mut fields = line.split(|&b| b == b' ').skip(2);
-        let device = fields.next();
-        if fields.nth(1).map(unescape).as_deref() == Some(mountpoint) {
-            found = device.map(|d| String::from_utf8_lossy(d).into_owned());
-        }
-    }
-    found
-}
-
 /// Lets the kernel read so much ahead in files of our mount: by itself it grants no more than it does for
 /// disks, however much the program is ready to answer. For root, and where `/sys` is at hand.
 pub fn raise_readahead(mountpoint: &Path, bytes: u32) -> io::Result<()> {
-    let device = device_in(&fs::read("/proc/self/mountinfo")?, mountpoint)
-        .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    let device =
+        mounts::device_of(mountpoint)?.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
     let kib = bytes / 1024;
     let now = fs::read_to_string(&setting)?;
@@ -312,24 +277,6 @@ pub fn raise_readahead(mountpoint: &Path, bytes: u32) -> io::Result<()> {
         return Ok(());
     }
     fs::write(&setting, kib.to_string())
-}
-
-/// Undoes the octal escapes of the mount table.
-fn unescape(field: &[u8]) -> PathBuf {
-    let mut out = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        let octal = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok());
-        match octal.and_then(|d| u8::from_str_radix(d, 8).ok()) {
-            Some(value) if byte == b'\\' => {
-                out.push(value);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => out.push(byte),
-        }
-    }
-    OsString::from_vec(out).into()
 }
 
 /// Whether the mount of a FUSE descriptor is gone, or its connection was ended.
@@ -403,45 +350,6 @@ pub fn take_passed_fd(fd: RawFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mount_table_topmost_and_escapes() {
-        let table = b"22 1 0:21 / /mnt/a\\040b rw shared:1 - ext4 /dev/x rw\n\
-            23 22 0:40 / /mnt/a\\040b rw - fuse.cvmfs-union cvmfs-union rw\n\
-            24 1 0:41 / /mnt rw - tmpfs none rw\n";
-        assert_eq!(
-            type_in(table, Path::new("/mnt/a b")).as_deref(),
-            Some(FSTYPE)
-        );
-        assert_eq!(type_in(table, Path::new("/mnt")).as_deref(), Some("tmpfs"));
-        assert_eq!(type_in(table, Path::new("/mnt/a")), None);
-        assert_eq!(
-            device_in(table, Path::new("/mnt/a b")).as_deref(),
-            Some("0:40")
-        );
-    }
-
-    #[test]
-    fn mount_table_by_device() {
-        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw,data=ordered\n\
-            23 22 0:41 / /mnt rw - fuse cvmfs2 ro,allow_other\n\
-            24 22 0:42 / /home rw - fuseblk /dev/sdb1 rw\n";
-        let of = |device| on_device(table, device);
-        let (disk, cvmfs) = (of((8, 1)), of((0, 41)));
-        assert!(
-            disk.as_ref()
-                .is_some_and(|m| m.options == b"rw,data=ordered")
-        );
-        assert!(
-            cvmfs
-                .as_ref()
-                .is_some_and(|m| m.options == b"ro,allow_other")
-        );
-        assert!(cvmfs.is_some_and(|m| m.is_fuse()));
-        assert!(!disk.is_some_and(|m| m.is_fuse()));
-        assert!(!of((0, 42)).is_some_and(|m| m.is_fuse()));
-        assert_eq!(of((8, 2)), None);
-    }
 
     #[test]
     fn passed_descriptors() {

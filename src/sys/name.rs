@@ -1,10 +1,12 @@
 //! Calls that make, move and remove names.
 #![allow(unsafe_code)]
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::{EMPTY, check, check_len, cstr, fault};
+use super::{EMPTY, check, check_len, cstr, fault, file};
+use crate::error::best_effort;
 
 /// The umask or a default ACL limits `mode`; its set-id bits are ignored.
 pub fn mkdirat(dir: BorrowedFd<'_>, name: &[u8], mode: u32) -> io::Result<()> {
@@ -114,4 +116,31 @@ pub fn readlinkat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Vec<u8>> {
     };
     buf.truncate(check_len(n)?);
     Ok(buf)
+}
+
+/// Makes something beside its place, under the name `new`, and moves it there: it is there whole, or what
+/// was there stays. What an earlier attempt left under that name goes first.
+pub fn replace(
+    dir: BorrowedFd<'_>,
+    name: &[u8],
+    new: &[u8],
+    make: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    match unlinkat(dir, new) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    let made = make().and_then(|()| renameat(dir, new, dir, name, 0));
+    if made.is_err() {
+        best_effort("remove what is half made", unlinkat(dir, new));
+    }
+    made
+}
+
+/// The same with a file of these bytes.
+pub fn replace_file(dir: BorrowedFd<'_>, name: &[u8], new: &[u8], bytes: &[u8]) -> io::Result<()> {
+    replace(dir, name, new, || {
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_WRONLY;
+        File::from(file::openat(dir, new, flags, 0o644)?).write_all(bytes)
+    })
 }

@@ -8,6 +8,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
 
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{self, ForkResult, Pid};
@@ -45,6 +46,15 @@ pub enum Report {
 
 /// Forks; the child is in a session of its own.
 pub fn fork() -> io::Result<Side> {
+    let side = fork_within()?;
+    if let Side::Child(_) = side {
+        unistd::setsid()?;
+    }
+    Ok(side)
+}
+
+/// Forks; the child is in the session and process group of its parent.
+pub fn fork_within() -> io::Result<Side> {
     let (reader, writer) = io::pipe()?;
     // SAFETY: the process has one thread (the caller's duty, stated above), so that no lock can be
     // held by another thread at the time of the fork and the child may go on as usual.
@@ -58,13 +68,17 @@ pub fn fork() -> io::Result<Side> {
         }
         ForkResult::Child => {
             drop(reader);
-            unistd::setsid()?;
             Ok(Side::Child(Reporter(writer)))
         }
     }
 }
 
 impl Child {
+    /// The process.
+    pub fn pid(&self) -> Pid {
+        self.pid
+    }
+
     /// Waits for the report, or for the death of the daemon.
     pub fn wait(mut self) -> io::Result<Report> {
         let mut text = Vec::new();
@@ -122,6 +136,20 @@ pub fn silence_stdio() -> io::Result<()> {
     Ok(())
 }
 
+/// This process.
+pub fn id() -> Pid {
+    Pid::this()
+}
+
+/// Lets a signal come when the parent has ended, at once if it has already.
+pub fn end_with(parent: Pid, signal: Signal) -> io::Result<()> {
+    nix::sys::prctl::set_pdeathsig(signal)?;
+    if unistd::getppid() != parent {
+        nix::sys::signal::raise(signal)?;
+    }
+    Ok(())
+}
+
 /// The signals that ask the daemon to end, blocked in this thread and in those it will start.
 pub fn block_termination() -> io::Result<SigSet> {
     let mut set = SigSet::empty();
@@ -134,25 +162,35 @@ pub fn block_termination() -> io::Result<SigSet> {
 
 /// Raises the limit of open files as far as it goes.
 pub fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: `limit` is a valid rlimit that lives through the call.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    limit.rlim_cur = limit.rlim_max;
-    // SAFETY: `limit` is a valid rlimit that lives through the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(limit.rlim_cur)
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    Ok(most)
+}
+
+/// How often the calling thread has given up the processor because it had to wait.
+pub fn waits_of_thread() -> u64 {
+    let used = getrusage(UsageWho::RUSAGE_THREAD);
+    used.map_or(0, |used| {
+        u64::try_from(used.voluntary_context_switches()).unwrap_or(0)
+    })
 }
 
 /// The effective user.
 pub fn user() -> u32 {
     unistd::geteuid().as_raw()
+}
+
+/// The effective group.
+pub fn group() -> u32 {
+    unistd::getegid().as_raw()
+}
+
+/// Becomes this user for good, in the group of the same number and no other.
+pub fn become_user(id: u32) -> io::Result<()> {
+    let (user, group) = (unistd::Uid::from_raw(id), unistd::Gid::from_raw(id));
+    unistd::setgroups(&[])?;
+    unistd::setresgid(group, group, group)?;
+    Ok(unistd::setresuid(user, user, user)?)
 }
 
 /// Allocations from `mapped` bytes on become mappings of their own, for ever: left alone, glibc raises

@@ -1,7 +1,11 @@
 //! The vocabulary of the union's operations: what callers pass in and get back.
 
+use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+
+use super::shown::Shown;
+use crate::layer::Learning;
 
 /// The number of an object: FUSE node id and `st_ino` in one. 1 is the root.
 pub type Ino = u64;
@@ -222,10 +226,22 @@ pub struct UnionConfig {
     pub portable_upper: bool,
     /// Applied to lowers only.
     pub owner: Owner,
+    /// What is shown otherwise than it is stored.
+    pub shown: Shown,
     /// Without an upper it means nothing.
     pub durability: Durability,
     /// Lower ones cost time, not correctness.
     pub limits: Limits,
+    /// Files that are opened ahead, and what is told of those that programs open.
+    pub learning: Option<Learning>,
+}
+
+/// The layers of a stack, topmost first: one that stands in it once more, further down, has nothing to add.
+pub fn distinct(lowers: &[LowerSpec]) -> impl Iterator<Item = &LowerSpec> {
+    let mut stand = HashSet::new();
+    lowers
+        .iter()
+        .filter(move |l| stand.insert((&l.identity, &l.path)))
 }
 
 /// Flags of `rename`.

@@ -39,8 +39,9 @@ impl Union {
     }
 
     pub(super) fn attr(&self, node: &Node) -> Result<Attr> {
+        let counted = !self.shown.static_nlink;
         let listing = match &node.dir {
-            Some(dir) if dir.lowers.len() > 1 || node.state.read().upper => {
+            Some(dir) if counted && (dir.lowers.len() > 1 || node.state.read().upper) => {
                 Some(self.listing(node)?)
             }
             _ => None,
@@ -55,20 +56,15 @@ impl Union {
                 state.nlink_delta(),
             )
         };
-        let mut stat = if upper {
-            self.place(&tree, node)?.stat()?
-        } else {
-            let lower = node.lower.as_ref();
-            lower
-                .ok_or_else(|| Error::new(libc::EIO, "node without an object"))?
-                .stat()
-        };
+        let mut stat = self.stored_stat(&tree, node, upper)?;
         let mut nlink = i64::try_from(stat.st_nlink).unwrap_or(i64::MAX);
         if let (true, Some(lower)) = (metacopy, &node.lower) {
             stat.st_blocks = lower.stat().st_blocks;
         }
         if removed {
             nlink = 0;
+        } else if node.is_dir() && !counted {
+            nlink = 1;
         } else if let Some(listing) = &listing {
             if upper && listing.is_empty() && nlink >= 2 {
                 // The upper's own count is right.
@@ -81,14 +77,36 @@ impl Union {
         Ok(self.attr_of(node, &stat, u32::try_from(nlink.max(0)).unwrap_or(u32::MAX)))
     }
 
+    fn stored_stat(&self, tree: &Tree<'_>, node: &Node, upper: bool) -> Result<Stat> {
+        if upper {
+            return self.upper()?.stat(&self.place(tree, node)?);
+        }
+        let lower = node.lower.as_ref();
+        let lower = lower.ok_or_else(|| Error::new(libc::EIO, "node without an object"))?;
+        Ok(lower.stat())
+    }
+
+    /// The part of a change that its caller may make, where others are shown as owners than are stored.
+    fn permitted(&self, caller: &Caller, node: &Node, set: &SetAttr) -> Result<SetAttr> {
+        let is_about_rights = set.mode.is_some() || set.uid.is_some() || set.gid.is_some();
+        if !is_about_rights || self.shown.owners_are_stored() {
+            return Ok(*set);
+        }
+        let tree = self.read_tree();
+        let upper = node.state.read().upper;
+        let stat = self.stored_stat(&tree, node, upper)?;
+        let owner = (stat.st_uid, stat.st_gid);
+        self.shown.permitted(caller, node.kind, set, owner)
+    }
+
     fn attr_of(&self, node: &Node, stat: &Stat, nlink: u32) -> Attr {
         Attr {
             ino: node.ino,
             kind: node.kind,
             mode: stat.st_mode & 0o7777,
             nlink,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
+            uid: self.shown.uids.shown(stat.st_uid),
+            gid: self.shown.gids.shown(stat.st_gid),
             rdev: if matches!(node.kind, Kind::Char | Kind::Block) {
                 node.rdev()
             } else {
@@ -108,7 +126,12 @@ impl Union {
         // Not every file system counts what is in a directory.
         let least = if node.is_dir() { 2 } else { 1 };
         let nlink = u32::try_from(stat.st_nlink).unwrap_or(u32::MAX);
-        self.attr_of(node, stat, nlink.max(least))
+        let nlink = if node.is_dir() && self.shown.static_nlink {
+            1
+        } else {
+            nlink.max(least)
+        };
+        self.attr_of(node, stat, nlink)
     }
 
     fn count_subdirs(&self, tree: &Tree<'_>, node: &Node, listing: &Listing) -> Result<i64> {
@@ -132,6 +155,7 @@ impl Union {
         set: &SetAttr,
     ) -> Result<Attr> {
         let node = self.table.get(ino)?;
+        let set = &self.permitted(caller, &node, &self.shown.stored(set)?)?;
         if node.kind == Kind::Symlink && set.mode.is_some() {
             return Err(Error::new(libc::EOPNOTSUPP, "chmod a symlink"));
         }
@@ -145,7 +169,7 @@ impl Union {
             let _flight = self.hold_metadata(&node);
             let tree = self.read_tree();
             let at = self.place(&tree, &node)?;
-            let changed = change(caller, &node, &at, set);
+            let changed = self.change(caller, &node, &at, set);
             node.attributes_changed();
             changed?;
         }
@@ -185,52 +209,48 @@ impl Union {
             cut()?;
         }
         if caller.uid != 0 {
-            drop_set_ids(fd.as_fd())?;
+            self.upper()?.drop_set_ids(fd.as_fd())?;
         }
         Ok(())
     }
-}
 
-/// Changes the attributes of an object of the upper.
-fn change(caller: &Caller, node: &Node, at: &At, set: &SetAttr) -> Result<()> {
-    if set.uid.is_some() || set.gid.is_some() {
-        meta::fchownat(at.fd(), &at.name, set.uid, set.gid).op("chown")?;
-    }
-    if let Some(mode) = set.mode {
-        meta::fchmodat(at.fd(), &at.name, mode).op("chmod")?;
-    }
-    if set.atime.is_some() || set.mtime.is_some() {
-        let times = [timespec(set.atime), timespec(set.mtime)];
-        meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
-    }
-    if is_empty(set) && !node.is_dir() {
-        drop_privileges(caller, node, at)?;
-    }
-    Ok(())
-}
-
-/// Clears the set-id bits of an open file, as Linux does when its data change.
-pub fn drop_set_ids(fd: std::os::fd::BorrowedFd<'_>) -> Result<()> {
-    let stat = meta::fstatat(fd, b"").op("stat upper")?;
-    let mode = stat.st_mode & 0o7777;
-    if stripped(mode) != mode {
-        meta::fchmodat(fd, b"", stripped(mode)).op("drop set-id bits")?;
-    }
-    Ok(())
-}
-
-/// Clears set-id bits and capabilities. The request comes from a change of data by whoever has the
-/// file open for writing, and from a chown that changes nothing, which is for the owner only.
-fn drop_privileges(caller: &Caller, node: &Node, at: &At) -> Result<()> {
-    let stat = at.stat()?;
-    let mode = stat.st_mode & 0o7777;
-    if stripped(mode) != mode {
-        let owns = caller.uid == 0 || caller.uid == stat.st_uid;
-        if !owns && !node.is_written() {
-            return Err(Error::new(libc::EPERM, "drop set-id bits"));
+    /// Changes the attributes of an object of the upper.
+    fn change(&self, caller: &Caller, node: &Node, at: &At, set: &SetAttr) -> Result<()> {
+        if set.uid.is_some() || set.gid.is_some() {
+            self.upper()?.set_owner(at, set.uid, set.gid)?;
         }
-        meta::fchmodat(at.fd(), &at.name, stripped(mode)).op("drop set-id bits")?;
+        if let Some(mode) = set.mode {
+            self.upper()?.set_mode(at, mode)?;
+        }
+        if set.atime.is_some() || set.mtime.is_some() {
+            let times = [timespec(set.atime), timespec(set.mtime)];
+            meta::utimensat(at.fd(), &at.name, &times).op("set times")?;
+        }
+        if is_empty(set) && !node.is_dir() {
+            self.drop_privileges(caller, node, at)?;
+        }
+        Ok(())
     }
+
+    /// Clears set-id bits and capabilities. The request comes from a change of data by whoever has the
+    /// file open for writing, and from a chown that changes nothing, which is for the owner only.
+    fn drop_privileges(&self, caller: &Caller, node: &Node, at: &At) -> Result<()> {
+        let upper = self.upper()?;
+        let stat = upper.stat(at)?;
+        let mode = stat.st_mode & 0o7777;
+        if stripped(mode) != mode {
+            let owns = caller.uid == 0 || caller.uid == self.shown.uids.shown(stat.st_uid);
+            if !owns && !node.is_written() {
+                return Err(Error::new(libc::EPERM, "drop set-id bits"));
+            }
+            upper.set_mode(at, stripped(mode))?;
+        }
+        drop_capabilities(at)
+    }
+}
+
+/// Removes the capabilities of a file, if it has any.
+pub fn drop_capabilities(at: &At) -> Result<()> {
     match xattr::remove(at.fd(), &at.name, c"security.capability") {
         // Who may not remove them could not set any either.
         Err(e)

@@ -14,7 +14,7 @@ use nix::sys::statfs::{self, fstatfs};
 
 use super::api::Durability;
 use crate::error::{Context, Result};
-use crate::sys::{file, kernel, meta, mount};
+use crate::sys::{file, kernel, meta, mounts};
 
 /// What has to be done between the data of a copy and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ fn keeps_order(upper: &OwnedFd) -> bool {
         statfs::XFS_SUPER_MAGIC => true,
         _ => false,
     };
-    let Ok(Some(mounted)) = mount::mounted_on(stat.st_dev) else {
+    let Ok(Some(mounted)) = mounts::mounted_on(stat.st_dev) else {
         return false;
     };
     // Before Linux 5.2 `sync_file_range` may leave pages out that are busy.

@@ -71,6 +71,7 @@ impl Union {
                     .is_ok())
             })?;
             if cloned {
+                from.note_read(0, size);
                 self.copied.data(size);
                 return file::ftruncate(to, size).op("copy up file");
             }
@@ -89,6 +90,7 @@ impl Union {
                 at = end;
             }
         }
+        from.note_read(0, size);
         self.copied.data(size);
         if small && has <= size {
             return Ok(());

@@ -11,6 +11,7 @@ use super::node::{LowerAt, Mtime, Node};
 use super::place::At;
 use super::work::Made;
 use crate::error::{Context, Error, Result};
+use crate::layer::overrides::Overrides;
 use crate::sys::meta::{self, Stat};
 use crate::sys::xattr;
 
@@ -31,7 +32,8 @@ impl Union {
         let stat = &lower.stat;
         let mut mode = stat.st_mode & 0o7777;
         let owner = (stat.st_uid, stat.st_gid);
-        if made.is_none_or(|(made, _)| (made.uid, made.gid) != owner) {
+        let beside = upper.beside.is_some();
+        if !beside && made.is_none_or(|(made, _)| (made.uid, made.gid) != owner) {
             match meta::fchownat(to.fd(), &to.name, Some(owner.0), Some(owner.1)) {
                 Err(e) if may_not_chown(&e) => {
                     // What belongs to somebody else now must not lend that somebody's rights.
@@ -47,14 +49,14 @@ impl Union {
         let has_xattrs = !bare && self.copy_xattrs(lower, node, to)?;
         if node.ino != ROOT {
             match upper.space {
-                Space::None => upper.remember(to.stat()?.st_ino, node.ino),
+                Space::None => upper.remember(upper.number(&to.stat()?), node.ino),
                 _ => match upper.set_mark(to, Mark::Ino, format!("{:x}", node.ino).as_bytes()) {
                     // `user.` attributes exist on files and directories only.
                     Err(e)
                         if e.errno() == libc::EPERM
                             && !matches!(node.kind, Kind::File | Kind::Dir) =>
                     {
-                        upper.remember(to.stat()?.st_ino, node.ino);
+                        upper.remember(upper.number(&to.stat()?), node.ino);
                     }
                     other => other?,
                 },
@@ -63,7 +65,9 @@ impl Union {
         // Late, as a mode may keep its owner from setting marks. An ACL that was copied agrees with it.
         mode = change.and_then(|set| set.mode).unwrap_or(mode);
         let has = made.map(|(made, mode)| mode & !made.masked);
-        if node.kind != Kind::Symlink && (has_xattrs || has != Some(mode)) {
+        if beside {
+            upper.keep_beside(to, owner, mode)?;
+        } else if node.kind != Kind::Symlink && (has_xattrs || has != Some(mode)) {
             meta::fchmodat(to.fd(), &to.name, mode).op("copy up mode")?;
         }
         let mut times = times_of(stat);
@@ -78,7 +82,10 @@ impl Union {
     /// Whether there are any.
     fn copy_xattrs(&self, lower: &LowerAt, node: &Node, to: &At) -> Result<bool> {
         let mut keys = self.lowers.list_xattrs(&lower.dir, &lower.name)?;
-        keys.retain(|k| marks::unescape(k).is_some());
+        let ours = self.upper()?.beside.map(Overrides::key);
+        keys.retain(|k| {
+            marks::unescape(k).is_some() && ours.is_none_or(|ours| ours.to_bytes() != k)
+        });
         let known = node.ino != ROOT || node.bare.load(Ordering::Acquire);
         node.bare.store(known && keys.is_empty(), Ordering::Release);
         for key in &keys {

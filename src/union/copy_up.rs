@@ -50,7 +50,7 @@ pub struct Fresh {
     pub fd: Arc<OwnedFd>,
 }
 
-/// The copy-ups under way.
+/// The copy-ups under way, and what else the data of an object must not change for.
 #[derive(Debug, Default)]
 pub struct Flights {
     nodes: Mutex<HashSet<Ino>>,
@@ -70,6 +70,12 @@ impl Flights {
             self.landed.wait(&mut nodes);
         }
         Flight { flights: self, ino }
+    }
+
+    /// None if there is one under way.
+    pub fn try_enter(&self, ino: Ino) -> Option<Flight<'_>> {
+        let entered = self.nodes.lock().insert(ino);
+        entered.then_some(Flight { flights: self, ino })
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Union;
-use crate::layer::Ask;
+use crate::layer::{Ask, ahead};
 use crate::meter::Reading;
+use crate::text;
 
 /// The copy-ups so far.
 #[derive(Debug, Default)]
@@ -50,6 +51,8 @@ pub struct Counts {
     pub upper_directories: usize,
     /// Each layer, topmost first.
     pub layers: Vec<LayerCounts>,
+    /// What was fetched ahead, and how many files are recorded at the moment.
+    pub learned: Option<(ahead::Counts, usize)>,
 }
 
 /// What one layer was asked.
@@ -77,9 +80,13 @@ impl Union {
             listed_names,
             lower_directories: self.lowers.kept(),
             upper_directories: self.upper.as_ref().map_or(0, |upper| upper.kept()),
+            learned: self
+                .lowers
+                .learning()
+                .map(|learning| (learning.ahead.counts(), learning.record.len())),
             layers: layers
                 .map(|layer| LayerCounts {
-                    path: layer.path.display().to_string(),
+                    path: text::of_path(&layer.path),
                     asked: layer.asked.read().collect(),
                 })
                 .collect(),

@@ -164,12 +164,14 @@ impl Union {
         let hidden = held.is_some();
         let lends = match index.inherited() {
             Some(lends) => lends,
-            None => inherited(parent, &dir)?,
+            None => inherited(upper, parent, &dir)?,
         };
         index.set_inherited(lends);
-        let plan = plan(upper, caller, lends, mode, what);
+        let maker = self.shown.maker(caller)?;
+        let plan = plan(upper, caller, maker, lends, mode, what);
         let plain = !hidden
             && plan.special.is_none()
+            && upper.beside.is_none()
             && (!upper.privileged()
                 || plan.uid == upper.uid && (plan.gid == upper.gid || lends.gid.is_some()));
         let (stat, fd) = if plain {
@@ -182,7 +184,7 @@ impl Union {
             let made = self.make_in_work(upper, &plan, inherit, opaque)?;
             (made.at.stat()?, made.publish(&to, &plan)?)
         };
-        let node = self.born(name, &stat, plan.special, lends.bare);
+        let node = self.born(upper.number(&stat), name, &stat, plan.special, lends.bare);
         index.set(name, Some(node.kind.dtype()), false);
         index.set_ino(name, node.ino);
         drop(index);
@@ -223,10 +225,12 @@ impl Union {
             }
             None => make_at(&at, plan)?,
         };
-        if upper.privileged() {
+        if upper.beside.is_some() {
+            upper.keep_beside(&at, (plan.uid, plan.gid), plan.mode)?;
+        } else if upper.privileged() {
             meta::fchownat(at.fd(), &at.name, Some(plan.uid), Some(plan.gid)).op("chown")?;
         }
-        if !matches!(plan.what, What::Symlink(_)) {
+        if upper.beside.is_none() && !matches!(plan.what, What::Symlink(_)) {
             // chown takes set-id bits away, and mkdir never sets them.
             let mode = at.stat()?.st_mode & 0o7777;
             let wanted = match plan.special {
@@ -282,6 +286,7 @@ impl Made<'_> {
 fn plan<'a>(
     upper: &Upper,
     caller: &Caller,
+    (uid, mut gid): (u32, u32),
     lends: Inherited,
     mode: u32,
     what: What<'a>,
@@ -291,12 +296,11 @@ fn plan<'a>(
     } else {
         mode & !caller.umask
     };
-    let mut gid = caller.gid;
     if let Some(lent) = lends.gid {
-        gid = lent;
+        let own = std::mem::replace(&mut gid, lent);
         // As the kernel does itself since 6.0.
         let runs_as_group = mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP;
-        if matches!(what, What::File(_)) && runs_as_group && caller.uid != 0 && caller.gid != gid {
+        if matches!(what, What::File(_)) && runs_as_group && caller.uid != 0 && own != gid {
             mode &= !libc::S_ISGID;
         }
         if matches!(what, What::Dir) {
@@ -313,7 +317,7 @@ fn plan<'a>(
     Plan {
         what,
         mode,
-        uid: caller.uid,
+        uid,
         gid,
         special,
     }
@@ -341,11 +345,12 @@ fn make_at(at: &At, plan: &Plan<'_>) -> Result<Option<OwnedFd>> {
 
 /// What is made in a directory without attributes has none either: a file system or a security module
 /// that gives some to what is new has given them to the directory too.
-fn inherited(node: &Node, dir: &At) -> Result<Inherited> {
-    let stat = dir.stat()?;
+fn inherited(upper: &Upper, node: &Node, dir: &At) -> Result<Inherited> {
+    let stat = upper.stat(dir)?;
     let bare = node.bare.load(Ordering::Acquire);
     Ok(Inherited {
-        acl: !bare && has_default_acl(dir)?,
+        // There are no ACLs where owners are kept beside the files.
+        acl: !bare && upper.beside.is_none() && has_default_acl(dir)?,
         bare,
         gid: (stat.st_mode & libc::S_ISGID != 0).then_some(stat.st_gid),
     })

@@ -3,16 +3,17 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Union;
 use super::api::{Durability, Ino};
-use super::attr::drop_set_ids;
 use super::copy_up::Want;
 use super::node::Node;
 use super::open::Data;
 use crate::error::{Context, Result, best_effort};
+use crate::layer::LowerFile;
 use crate::layer::reopen::too_short;
 use crate::sys::{copy, file, meta};
 
@@ -39,19 +40,27 @@ impl Union {
         match data {
             Data::Upper(fd) => read_all(fd.as_fd(), offset, size).op("read"),
             Data::Lower(file) => {
+                handle.node.was_read.store(true, Ordering::Relaxed);
                 // Its end is known: no need to ask the layer for it.
                 let rest = file.size().saturating_sub(offset);
                 let size = usize::try_from(rest).map_or(size, |rest| rest.min(size));
-                self.lowers.with_file(&file, "read lower", |fd| {
-                    let data = read_all(fd, offset, size)?;
-                    if data.len() < size {
-                        // The kernel would take it for the end of the file.
-                        return Err(too_short());
-                    }
-                    Ok(data)
-                })
+                self.read_lower(&file, offset, size)
             }
         }
+    }
+
+    /// Reads that much of a file of a lower, which has it.
+    pub(super) fn read_lower(&self, file: &LowerFile, offset: u64, size: usize) -> Result<Vec<u8>> {
+        let data = self.lowers.with_file(file, "read lower", |fd| {
+            let data = read_all(fd, offset, size)?;
+            if data.len() < size {
+                // The kernel would take it for the end of the file.
+                return Err(too_short());
+            }
+            Ok(data)
+        })?;
+        file.note_read(offset, data.len() as u64);
+        Ok(data)
     }
 
     /// Where a metadata copy ends: a truncation that failed half-way, before the lower's data were let
@@ -107,7 +116,7 @@ impl Union {
             Ok(())
         })?;
         if kill_priv && (done > 0 || failure.is_none()) {
-            drop_set_ids(fd.as_fd())?;
+            self.upper()?.drop_set_ids(fd.as_fd())?;
         }
         Ok((done, failure))
     }

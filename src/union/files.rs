@@ -51,6 +51,14 @@ impl LowerFiles {
         }
         file
     }
+
+    /// A handle of the file is gone: if nobody has the file any more, neither does this table.
+    pub fn let_go(&self, ino: Ino) {
+        let files = &mut self.open.lock().files;
+        if files.get(&ino).is_some_and(|file| file.strong_count() == 0) {
+            files.remove(&ino);
+        }
+    }
 }
 
 impl Open {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::Union;
 use super::api::Ino;
 use super::copy_up::Want;
+use super::lowers::LOWER_BIT;
 use super::marks::{self, Mark, Marks, Space};
 use super::node::{Lower, Node};
 use super::place::At;
@@ -67,7 +68,7 @@ impl Upper {
                 .ok()
                 .and_then(|n| u64::from_str_radix(n, 16).ok());
             if let Some(ino) = ino {
-                self.remember(upper_ino, ino);
+                self.remember(upper_ino & !LOWER_BIT, ino);
             }
         })
         .op("read index")
@@ -80,12 +81,18 @@ impl Upper {
                 dir: self.index.clone(),
                 name,
             };
-            if at.stat()?.st_nlink == 1 && self.marks(&at)?.nlink.is_some_and(|n| n < 0) {
+            if is_left_over(&at, || Ok(self.marks(&at)?.nlink))? {
                 best_effort("sweep index", name::unlinkat(at.fd(), &at.name));
             }
         }
         Ok(())
     }
+}
+
+/// Whether an entry of the index is all that is left of a file: its last name in the merged tree has gone.
+/// `delta`: what its mark says of the count of names, which is asked for where that matters.
+pub fn is_left_over(entry: &At, delta: impl FnOnce() -> Result<Option<i64>>) -> Result<bool> {
+    Ok(entry.stat()?.st_nlink == 1 && delta()?.is_some_and(|n| n < 0))
 }
 
 impl Union {

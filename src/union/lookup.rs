@@ -10,16 +10,14 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, Clue, LOWER_BIT, kind_of, shown, stat_merged};
+use super::lowers::{Below, Clue, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
 use super::table::Used;
-use super::upper::{Stored, Upper};
+use super::upper::{Names, Upper};
 use crate::error::{Context, Error, Result};
-use crate::layer::listing::{dtype_of, is_xattr_whiteout};
 use crate::layer::{Lowers, dialect};
-use crate::sys::dirent;
 use crate::sys::meta::{self, Stat};
 
 /// The root node.
@@ -223,7 +221,7 @@ impl Union {
         if same {
             return Ok(Some(node));
         }
-        seen.ino = seen.stat.st_ino & !LOWER_BIT;
+        seen.ino = self.upper()?.number(&seen.stat);
         Ok(self.table.find(seen.ino))
     }
 
@@ -258,38 +256,16 @@ impl Union {
         let upper = self.upper()?;
         let dir = self.dir_fd(tree, node)?;
         let at = At {
-            dir: dir.clone(),
+            dir,
             name: Vec::new(),
         };
         let open = upper.open_at(&at, libc::O_RDONLY | libc::O_DIRECTORY)?;
-        let mut raw: Vec<(Vec<u8>, u8)> = Vec::new();
-        dirent::read_dir(open.as_fd(), |name, kind, _| {
-            raw.push((name.to_vec(), kind))
-        })
-        .op("read upper directory")?;
-        let marked = crate::layer::listing::opaque_xattrs(open.as_fd()).op("read marks")?;
+        let found = Names::read(open.as_fd(), upper.wh_is_mark())?;
         let mut index = Index::default();
-        let mut hidden = Vec::new();
-        for (stored, mut kind) in raw {
-            let name = match upper.meaning(&stored) {
-                Stored::Name(name) => name,
-                Stored::Whiteout(name) => {
-                    hidden.push(name.to_vec());
-                    continue;
-                }
-                Stored::Opaque | Stored::Other => continue,
-            };
-            let mut whiteout = false;
-            if kind == libc::DT_CHR || kind == libc::DT_UNKNOWN {
-                let stat = meta::fstatat(dir.as_fd(), &stored).op("stat upper")?;
-                kind = dtype_of(stat.st_mode);
-                whiteout = kind == libc::DT_CHR && stat.st_rdev == 0;
-            } else if kind == libc::DT_REG && marked.holds_xattr_whiteouts {
-                whiteout = is_xattr_whiteout(dir.as_fd(), &stored).op("read marks")?;
-            }
-            index.set(&name, (!whiteout).then_some(kind), whiteout);
+        for (name, object) in found.names {
+            index.set(&name, object, object.is_none());
         }
-        for name in hidden {
+        for name in found.hidden {
             let object = index.get(&name).and_then(|h| h.object);
             index.set(&name, object, true);
         }
@@ -311,12 +287,10 @@ impl Union {
         // a metadata copy has its data under its own name: a marker beside it is of a removal that was cut off.
         let whiteout = whiteout && marks.redirect.is_none() && !marks.metacopy;
         let hides = whiteout || marks.opaque || (is_dir && wh_opaque(upper, &at)?);
-        let ino = marks
-            .ino
-            .or_else(|| upper.recall(stat.st_ino))
-            .unwrap_or(stat.st_ino & !LOWER_BIT);
+        let number = upper.number(&stat);
+        let ino = marks.ino.or_else(|| upper.recall(number));
         Ok(Seen {
-            ino,
+            ino: ino.unwrap_or(number),
             stat,
             marks,
             hides,
@@ -411,12 +385,12 @@ impl Union {
     /// The node of an object that was just made in the upper. `bare`: without attributes.
     pub(super) fn born(
         &self,
+        ino: Ino,
         name: &[u8],
         stat: &Stat,
         special: Option<(Kind, u64)>,
         bare: bool,
     ) -> Used<'_> {
-        let ino = stat.st_ino & !LOWER_BIT;
         let kind = special.unwrap_or((kind_of(stat.st_mode), stat.st_rdev));
         let mut state = State::new(true);
         state.single = kind.0 != Kind::Dir;

@@ -12,9 +12,8 @@ use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Error, Result};
 use crate::hash::Numbers;
-use crate::layer::{Ask, Listed, Listing, LowerDir, LowerFile, Lowers, Probe};
+use crate::layer::{Listed, Listing, LowerDir, LowerFile, Lowers, Probe};
 use crate::sys::meta::Stat;
-use crate::sys::name;
 
 /// How many names the kept listings may hold together, which is some 8 MB; the last one read may hold
 /// more.
@@ -352,10 +351,7 @@ impl Union {
 
     /// The target of a symlink of a lower.
     pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
-        self.lowers
-            .with(&at.dir, &at.name, Ask::Link, "read link of lower", |fd| {
-                name::readlinkat(fd, &at.name)
-            })
+        self.lowers.read_link(&at.dir, &at.name)
     }
 }
 

@@ -99,6 +99,33 @@ impl Space {
         }
     }
 
+    /// Where this user's marks are, as long as the file system has not been asked.
+    pub fn of_user() -> Space {
+        match nix::unistd::geteuid().is_root() {
+            true => Space::Trusted,
+            false => Space::User,
+        }
+    }
+
+    /// Where the marks of an object are, if it has any.
+    pub fn on(at: &At) -> Result<Option<Space>> {
+        let keys = match xattr::list(at.fd(), &at.name) {
+            Err(e) if unsupported(&e) => return Ok(None),
+            other => other.op("list xattrs")?,
+        };
+        let has = |space: &Space| {
+            let prefix = space.prefix().unwrap_or_default();
+            let mut keys = keys.split(|b| *b == 0);
+            keys.any(|key| key.starts_with(prefix.as_bytes()) && unescape(key).is_none())
+        };
+        Ok([Space::Trusted, Space::User].into_iter().find(has))
+    }
+
+    /// What the names of all its attributes begin with.
+    pub fn prefix(self) -> Option<String> {
+        self.name().map(|name| format!("{name}."))
+    }
+
     /// Writes a mark. Where there is no place for it EOPNOTSUPP.
     pub fn set(self, at: &At, mark: Mark, value: &[u8]) -> Result<()> {
         let Some(space) = self.name() else {

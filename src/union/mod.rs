@@ -12,14 +12,17 @@
 //! S and a number is a clause of [`crate::docs::semantics`].
 
 pub mod api;
+pub mod shown;
 
 mod attr;
 mod barrier;
+mod beside;
 mod copy_data;
 mod copy_meta;
 mod copy_up;
 mod counts;
 mod create;
+mod early;
 mod file;
 mod files;
 mod hardlinks;
@@ -37,11 +40,12 @@ mod rename;
 mod statfs;
 mod table;
 mod upper;
+pub mod view;
 mod wishes;
 mod work;
 mod xattr;
 
-use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,9 +54,10 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Context, Error, Result};
+use crate::layer::revisions::Revisions;
 use crate::layer::{Layer, Lowers, Repositories};
 use crate::sys::realpath::RealPaths;
-use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec};
+use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec, distinct};
 use node::Node;
 use table::Table;
 use upper::Upper;
@@ -63,13 +68,16 @@ const LAST_CHANGES: Duration = Duration::from_secs(1);
 pub use counts::{Counts, LayerCounts};
 pub use lane::{Lane, Target};
 pub use open::{Backing, unopened};
+pub use upper::ABILITIES;
 
 /// A mounted stack. Its methods may be called from many threads at once.
 #[derive(Debug)]
 pub struct Union {
     lowers: Lowers,
+    revisions: Arc<Revisions>,
     upper: Option<Upper>,
     owner: Owner,
+    shown: shown::Shown,
     tree: RwLock<()>,
     table: Table,
     listings: lowers::Listings,
@@ -82,6 +90,7 @@ pub struct Union {
     /// The kernel collects writes.
     writeback: AtomicBool,
     collected: file::Collected,
+    habit: early::Habit,
 }
 
 impl Union {
@@ -90,16 +99,11 @@ impl Union {
         if let Some(spec) = &config.upper {
             refuse_overlap(spec, &config.lowers)?;
         }
-        // A layer that stands in the stack once more, further down, has nothing to add.
-        let mut stand = HashSet::new();
         let mut known = Repositories::default();
-        let layers = config
-            .lowers
-            .iter()
-            .filter(|l| stand.insert((&l.identity, &l.path)))
+        let layers = distinct(&config.lowers)
             .map(|l| Layer::open(&l.path, &l.identity, &mut known))
             .collect::<Result<_>>()?;
-        let lowers = Lowers::new(layers, config.limits.directories);
+        let lowers = Lowers::new(layers, config.limits.directories, config.learning.clone());
         let listings = lowers::Listings::new(config.limits.listings);
         // The first look at the root needs it, and a layer that fails does so before anything is changed.
         listings.read_roots(&lowers)?;
@@ -110,9 +114,11 @@ impl Union {
             .transpose()?;
         let root = lookup::root(&lowers, upper.as_ref(), config.owner)?;
         let union = Union {
+            revisions: Arc::new(Revisions::of(&lowers)),
             lowers,
             upper,
             owner: config.owner,
+            shown: config.shown.clone(),
             tree: RwLock::new(()),
             table: Table::new(root),
             listings,
@@ -125,6 +131,7 @@ impl Union {
             statfs: Mutex::new(None),
             writeback: AtomicBool::new(false),
             collected: file::Collected::default(),
+            habit: early::Habit::default(),
         };
         union.adopt_root()?;
         Ok(union)
@@ -144,6 +151,17 @@ impl Union {
     /// The union is about to be mounted there: what lies below is not looked at by path any more.
     pub fn cover(&self, mountpoint: &Path) {
         self.lowers.cover(mountpoint);
+    }
+
+    /// The revisions of the layers' repositories, which somebody is to watch by [`layer_root`](Self::layer_root).
+    pub fn revisions(&self) -> &Arc<Revisions> {
+        &self.revisions
+    }
+
+    /// The root of a layer, by its position from the top.
+    pub fn layer_root(&self, at: usize) -> Option<Arc<OwnedFd>> {
+        let layer = self.lowers.layers().get(at)?;
+        Some(layer.root.current().1)
     }
 
     /// Before an end that drops nothing, and as the last call: no request changes names any more, a

@@ -86,6 +86,8 @@ pub struct Node {
     pub kind: Kind,
     /// Known to have no extended attributes that users may see.
     pub bare: AtomicBool,
+    /// The kernel has been sent data of the lower's file.
+    pub was_read: AtomicBool,
     /// Counts the moves of the data, which are few; a handle with another number opens anew.
     generation: AtomicU16,
     /// How often the kernel looked it up; changed by the table only.
@@ -232,6 +234,7 @@ impl Node {
             ino,
             kind,
             bare: AtomicBool::new(bare),
+            was_read: AtomicBool::new(false),
             generation: AtomicU16::new(0),
             lookups: AtomicU32::new(0),
             name,

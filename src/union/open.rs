@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::Union;
 use super::api::{Caller, Ino, Kind};
-use super::attr::drop_set_ids;
 use super::copy_up::{Fresh, Want};
+use super::early::Trial;
 use super::node::Node;
 use super::work::Temp;
 use crate::error::{Context, Error, Result};
@@ -64,6 +64,13 @@ pub struct Handle {
     pub flags: i32,
     /// The data, and the node's generation that they are of.
     data: Mutex<Option<(u16, Data)>>,
+    pub trial: Trial,
+}
+
+impl Handle {
+    fn has_read_lower(&self) -> bool {
+        matches!(&*self.data.lock(), Some((_, Data::Lower(_))))
+    }
 }
 
 fn may_write(flags: i32) -> bool {
@@ -95,6 +102,7 @@ impl Handles {
             node,
             flags,
             data: Mutex::new(data),
+            trial: Trial::default(),
         });
         self.shard(fh).lock().insert(fh, handle);
         fh
@@ -153,7 +161,7 @@ impl Union {
         if let (true, Some((_, Data::Upper(fd)))) = (flags & libc::O_TRUNC != 0, &data)
             && caller.uid != 0
         {
-            drop_set_ids(fd.as_fd())?;
+            self.upper()?.drop_set_ids(fd.as_fd())?;
         }
         Ok(self.handles.add(node, flags & !libc::O_TRUNC, data))
     }
@@ -167,6 +175,7 @@ impl Union {
             node: self.table.get(fh & !UNOPENED)?,
             flags: libc::O_RDONLY,
             data: Mutex::default(),
+            trial: Trial::default(),
         }))
     }
 
@@ -316,7 +325,12 @@ impl Union {
     pub fn release(&self, fh: u64) {
         if let Some(handle) = self.handles.remove(fh) {
             let ino = handle.node.ino;
+            let read = handle.has_read_lower();
+            self.learn_from(&handle, read);
             drop(handle);
+            if read {
+                self.files.let_go(ino);
+            }
             self.table.reap(ino);
         }
     }

@@ -149,7 +149,7 @@ impl Union {
                 return at.open(libc::O_PATH).map(|fd| Leaving::Others(Some(fd)));
             }
         }
-        upper.unremember(stat.st_ino);
+        upper.unremember(upper.number(&stat));
         at.open(libc::O_PATH).map(|fd| Leaving::Last(Some(fd)))
     }
 

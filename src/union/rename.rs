@@ -17,7 +17,7 @@ use super::upper::Style;
 use super::work::{self, Temp};
 use crate::error::{Context, Error, Result, best_effort};
 use crate::sys::meta::Stat;
-use crate::sys::{meta, name};
+use crate::sys::name;
 
 /// A name in a directory.
 #[derive(Debug)]
@@ -166,6 +166,10 @@ impl Union {
             return Ok(());
         }
         let tree = self.read_tree();
+        if node.state.read().removed {
+            // It is being cleaned away, and nothing may be put into it; the move will not find it.
+            return Ok(());
+        }
         let place = self.place(&tree, node)?;
         match node.lower_at() {
             Some(lower) if merges && lower.path().len() > MAX_REDIRECT => Err(Error::new(
@@ -409,11 +413,11 @@ impl Union {
         let upper = self.upper()?;
         let temp = Temp::new(upper);
         upper.write_special(&temp.place(), Kind::Char, 0)?;
-        let stat = parent.stat()?;
+        let stat = upper.stat(parent)?;
         if stat.st_mode & libc::S_ISGID != 0 {
-            meta::fchownat(temp.fd(), &temp.name, None, Some(stat.st_gid)).op("chown")?;
+            upper.set_owner(&temp.place(), None, Some(stat.st_gid))?;
         }
-        meta::fchmodat(temp.fd(), &temp.name, 0).op("chmod")?;
+        upper.set_mode(&temp.place(), 0)?;
         Ok(temp)
     }
 }

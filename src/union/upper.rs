@@ -1,6 +1,8 @@
 //! The read-write directory and its work directory: locks, abilities, the dialect of its names.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::Hasher as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,13 +14,18 @@ use parking_lot::Mutex;
 
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
 use super::barrier::Barrier;
+use super::beside::own_mode;
 use super::copy_data::Ways;
-use super::marks::{Mark, Space};
+use super::lowers::LOWER_BIT;
+use super::marks::{Mark, Marks, Space};
 use super::node::Node;
 use super::place::At;
 use super::work::{self, Made, Probe};
 use crate::error::{Context, Error, Result, best_effort};
+use crate::hash::NumberHasher;
 use crate::layer::dialect::{self, WH};
+use crate::layer::listing::{dtype_of, is_xattr_whiteout, opaque_xattrs};
+use crate::layer::overrides::Overrides;
 use crate::sys::{dirent, file, meta, name};
 
 /// How a user's name that begins with `.wh.` is stored where such names are marks.
@@ -26,11 +33,14 @@ const ESCAPED: &[u8] = b".wh..wh.u.";
 /// The value of the dialect mark of an upper in which `.wh.` names are the users'.
 const PLAIN: &[u8] = b"plain";
 /// The file in the work directory that tells of an upper which a crash may have torn.
-const VOLATILE: &[u8] = b"volatile";
+pub const VOLATILE: &[u8] = b"volatile";
 /// The file in the work directory that keeps what the file system can hold.
-const ABILITIES: &[u8] = b"abilities";
+pub const ABILITIES: &[u8] = b"abilities";
 /// The file in the work directory that tells of an upper whose root was taken from below.
 const ADOPTED: &[u8] = b"adopted";
+
+/// In the numbers of what has another device than the upper itself. No file system counts so far.
+const FOREIGN_BIT: u64 = 1 << 61;
 
 /// How deletions are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +59,11 @@ pub struct Upper {
     /// One more name for each copied-up file with several names, by the number of its node.
     pub index: Arc<OwnedFd>,
     base: OwnedFd,
+    /// What stat says of the upper itself.
+    device: libc::dev_t,
     pub style: Style,
+    /// Where owners and modes are kept, if not by the files themselves.
+    pub beside: Option<Overrides>,
     /// `.wh.` names are marks, so the users' are escaped.
     wh_is_mark: bool,
     pub space: Space,
@@ -66,7 +80,7 @@ pub struct Upper {
     pub uid: u32,
     pub gid: u32,
     kept: Mutex<LruCache<Ino, Arc<OwnedFd>>>,
-    /// The numbers of copied-up objects where no attribute can keep them: by upper inode number.
+    /// The numbers of copied-up objects where no attribute can keep them: by what [`Upper::number`] says.
     remembered: Mutex<HashMap<u64, Ino>>,
     /// Tells the temporaries of this union from those of others, and from each other.
     begun: u128,
@@ -103,6 +117,15 @@ impl Upper {
             let why = "upper was not synced when its last mount was cut off; discard it";
             return Err(Error::new(libc::EINVAL, why).at(&spec.upper));
         }
+        let marks = opaque_xattrs(root.as_fd()).op("read marks");
+        let found = marks.map_err(|e| e.at(&spec.upper))?.overrides;
+        let beside = config.shown.beside;
+        if found.is_some() && found != beside {
+            // What is in it would show with modes that are wider than they are.
+            let why = "owners and modes are kept beside the files, in an attribute override_stat: mount it with the \
+                       xattr_permissions that it was begun with, or as a layer, below an upper of its own";
+            return Err(Error::new(libc::EOPNOTSUPP, why).at(&spec.upper));
+        }
         let work = work::fresh(&base, b"work").map_err(|e| e.at(&spec.work))?;
         let index = work::kept(&base, b"index").map_err(|e| e.at(&spec.work))?;
         let probe = abilities(&base, &work).map_err(|e| e.at(&spec.work))?;
@@ -126,7 +149,9 @@ impl Upper {
             work: Arc::new(work),
             index: Arc::new(index),
             base,
+            device: in_upper.st_dev,
             style,
+            beside,
             wh_is_mark: true,
             space: probe.space,
             durability: config.durability,
@@ -144,6 +169,9 @@ impl Upper {
                 .map_or(0, |since| since.as_nanos()),
             temp: AtomicU64::new(0),
         };
+        if found.is_none() {
+            upper.begin_beside().map_err(|e| e.at(&spec.upper))?;
+        }
         upper.wh_is_mark = upper
             .settle_dialect(config.portable_upper)
             .map_err(|e| e.at(&spec.upper))?;
@@ -154,11 +182,25 @@ impl Upper {
         Ok(upper)
     }
 
+    /// By the attribute on its root an upper is known for one that keeps owners beside its files.
+    fn begin_beside(&self) -> Result<()> {
+        if self.beside.is_none() {
+            return Ok(());
+        }
+        if !self.is_empty()? {
+            let why = "the upper was begun without xattr_permissions, so its files have no owners beside them";
+            return Err(Error::new(libc::EINVAL, why));
+        }
+        let root = self.root_place();
+        let stat = root.stat()?;
+        self.keep_beside(&root, (stat.st_uid, stat.st_gid), stat.st_mode)
+    }
+
     /// Whether `.wh.` names are marks here. An upper that is ours from its first name on, and holds
     /// other marks for deletions, leaves them to the users, and says so for ever.
     fn settle_dialect(&self, portable: bool) -> Result<bool> {
         let root = self.root_place();
-        if self.marks(&root)?.dialect.as_deref() == Some(PLAIN) {
+        if is_plain(&self.marks(&root)?) {
             if self.style == Style::Wh {
                 let why = "the upper was begun with overlay whiteouts; --whiteouts wh cannot take it over";
                 return Err(Error::new(libc::EINVAL, why));
@@ -208,33 +250,22 @@ impl Upper {
         Ok(!any)
     }
 
-    /// The name under which a user's name is stored.
-    pub fn stored(&self, name: &[u8]) -> Result<Vec<u8>> {
-        match name.strip_prefix(WH) {
-            Some(rest) if self.wh_is_mark => {
-                let stored = [ESCAPED, rest].concat();
-                if stored.len() > libc::FILENAME_MAX.min(255) as usize {
-                    return Err(Error::new(libc::ENAMETOOLONG, "escape name"));
-                }
-                Ok(stored)
-            }
-            _ => Ok(name.to_vec()),
+    /// The number that an object of the upper has of its own. Overlayfs over several file systems numbers
+    /// directories by itself and takes other numbers from below, so there only device and number together
+    /// tell objects apart.
+    pub fn number(&self, stat: &meta::Stat) -> Ino {
+        if stat.st_dev == self.device {
+            return stat.st_ino & !LOWER_BIT;
         }
+        let mut hasher = NumberHasher::default();
+        hasher.write_u64(stat.st_dev);
+        hasher.write_u64(stat.st_ino);
+        hasher.finish() & (FOREIGN_BIT - 1) | FOREIGN_BIT
     }
 
-    /// What a stored name means.
-    pub fn meaning<'a>(&self, stored: &'a [u8]) -> Stored<'a> {
-        if !self.wh_is_mark || !stored.starts_with(WH) {
-            Stored::Name(std::borrow::Cow::Borrowed(stored))
-        } else if let Some(rest) = stored.strip_prefix(ESCAPED) {
-            Stored::Name(std::borrow::Cow::Owned([WH, rest].concat()))
-        } else if stored == dialect::WH_OPAQUE {
-            Stored::Opaque
-        } else if let Some(deleted) = dialect::deleted_by(stored) {
-            Stored::Whiteout(deleted)
-        } else {
-            Stored::Other
-        }
+    /// The name under which a user's name is stored.
+    pub fn stored(&self, name: &[u8]) -> Result<Vec<u8>> {
+        stored(name, self.wh_is_mark)
     }
 
     /// Whether directories may hold a `.wh..wh..opq`.
@@ -288,13 +319,13 @@ impl Upper {
     }
 
     /// Keeps the number of an object in memory, where attributes cannot.
-    pub fn remember(&self, upper_ino: u64, ino: Ino) {
-        self.remembered.lock().insert(upper_ino, ino);
+    pub fn remember(&self, number: Ino, ino: Ino) {
+        self.remembered.lock().insert(number, ino);
     }
 
     /// Lets go of the number, as the inode is about to be free again.
-    pub fn unremember(&self, upper_ino: u64) {
-        self.remembered.lock().remove(&upper_ino);
+    pub fn unremember(&self, number: Ino) {
+        self.remembered.lock().remove(&number);
     }
 
     /// Whether any number is kept in memory only.
@@ -302,13 +333,16 @@ impl Upper {
         !self.remembered.lock().is_empty()
     }
 
-    pub fn recall(&self, upper_ino: u64) -> Option<Ino> {
-        self.remembered.lock().get(&upper_ino).copied()
+    pub fn recall(&self, number: Ino) -> Option<Ino> {
+        self.remembered.lock().get(&number).copied()
     }
 
     /// The mode to make a copy with: that of the original, without the bits that a new owner would take
     /// away, and with the rights that a daemon without privileges needs until the copy is complete.
     pub fn mode_to_make(&self, kind: u32, mode: u32) -> u32 {
+        if self.beside.is_some() {
+            return own_mode(mode);
+        }
         let needed = if self.privileged() {
             0
         } else if kind == libc::S_IFDIR {
@@ -325,10 +359,91 @@ impl Upper {
     }
 }
 
+/// What an upper directory holds.
+#[derive(Debug, Default)]
+pub struct Names {
+    /// Each name that is no marker, with its `DT_*`, or None for a whiteout.
+    pub names: Vec<(Vec<u8>, Option<u8>)>,
+    /// The names for which there is a `.wh.` marker.
+    pub hidden: Vec<Vec<u8>>,
+    /// There is a `.wh..wh..opq`.
+    pub opaque: bool,
+}
+
+impl Names {
+    /// Reads the names in an open directory. `wh_is_mark`: `.wh.` names are marks.
+    pub fn read(dir: BorrowedFd<'_>, wh_is_mark: bool) -> Result<Names> {
+        let mut raw: Vec<(Vec<u8>, u8)> = Vec::new();
+        dirent::read_dir(dir, |name, kind, _| raw.push((name.to_vec(), kind)))
+            .op("read upper directory")?;
+        let marked = opaque_xattrs(dir).op("read marks")?;
+        let mut found = Names::default();
+        for (stored, mut kind) in raw {
+            let name = match meaning(&stored, wh_is_mark) {
+                Stored::Name(name) => name,
+                Stored::Whiteout(name) => {
+                    found.hidden.push(name.to_vec());
+                    continue;
+                }
+                Stored::Opaque => {
+                    found.opaque = true;
+                    continue;
+                }
+                Stored::Other => continue,
+            };
+            let mut whiteout = false;
+            if kind == libc::DT_CHR || kind == libc::DT_UNKNOWN {
+                let stat = meta::fstatat(dir, &stored).op("stat upper")?;
+                kind = dtype_of(stat.st_mode);
+                whiteout = kind == libc::DT_CHR && stat.st_rdev == 0;
+            } else if kind == libc::DT_REG && marked.holds_xattr_whiteouts {
+                whiteout = is_xattr_whiteout(dir, &stored).op("read marks")?;
+            }
+            let name = name.into_owned();
+            found.names.push((name, (!whiteout).then_some(kind)));
+        }
+        Ok(found)
+    }
+}
+
+/// The name under which a user's name is stored. `wh_is_mark`: `.wh.` names are marks.
+pub fn stored(name: &[u8], wh_is_mark: bool) -> Result<Vec<u8>> {
+    match name.strip_prefix(WH) {
+        Some(rest) if wh_is_mark => {
+            let stored = [ESCAPED, rest].concat();
+            if stored.len() > libc::FILENAME_MAX.min(255) as usize {
+                return Err(Error::new(libc::ENAMETOOLONG, "escape name"));
+            }
+            Ok(stored)
+        }
+        _ => Ok(name.to_vec()),
+    }
+}
+
+/// What a stored name means. `wh_is_mark`: `.wh.` names are marks.
+pub fn meaning(stored: &[u8], wh_is_mark: bool) -> Stored<'_> {
+    if !wh_is_mark || !stored.starts_with(WH) {
+        Stored::Name(Cow::Borrowed(stored))
+    } else if let Some(rest) = stored.strip_prefix(ESCAPED) {
+        Stored::Name(Cow::Owned([WH, rest].concat()))
+    } else if stored == dialect::WH_OPAQUE {
+        Stored::Opaque
+    } else if let Some(deleted) = dialect::deleted_by(stored) {
+        Stored::Whiteout(deleted)
+    } else {
+        Stored::Other
+    }
+}
+
+/// Whether the marks of an upper's root say that `.wh.` names are the users'.
+pub fn is_plain(root: &Marks) -> bool {
+    root.dialect.as_deref() == Some(PLAIN)
+}
+
 /// What a name in the upper means.
 #[derive(Debug)]
 pub enum Stored<'a> {
-    Name(std::borrow::Cow<'a, [u8]>),
+    Name(Cow<'a, [u8]>),
     Whiteout(&'a [u8]),
     Opaque,
     /// Bookkeeping of another union.

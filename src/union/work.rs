@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::api::Kind;
 use super::copy_meta::restore_times;
@@ -352,8 +353,9 @@ pub fn names(dir: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
 /// Removes a name and all below it. What is in the way is first moved up, next to the name, so that a
 /// tree of any depth takes two descriptors and no more of the stack.
 pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+    // Others may be at it in the same directory, and must not choose the same names.
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
     let mut left = vec![name.to_vec()];
-    let mut number = 0u64;
     while let Some(name) = left.pop() {
         if remove_one(dir, &name)? {
             continue;
@@ -365,8 +367,8 @@ pub fn remove(dir: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
             }
             best_effort("chmod", meta::fchmodat(below.as_fd(), &child, 0o700));
             let free = loop {
+                let number = NUMBER.fetch_add(1, Ordering::Relaxed);
                 let free = format!("#up{number}").into_bytes();
-                number += 1;
                 if absent(dir, &free)? {
                     break free;
                 }
@@ -408,5 +410,37 @@ fn remove_one(dir: BorrowedFd<'_>, name: &[u8]) -> Result<bool> {
         Err(e) if is(&e, libc::ENOTDIR) => Err(refused).op("remove"),
         Err(e) if is(&e, libc::ENOTEMPTY) || is(&e, libc::EEXIST) => Ok(false),
         Err(e) => Err(e).op("remove directory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+
+    /// Bug: two removals chose the same names for what they moved up, and the later one failed.
+    #[test]
+    fn removals_beside_each_other_end() -> std::io::Result<()> {
+        const THREADS: usize = 4;
+        let dir = tempfile::tempdir()?;
+        for thread in 0..THREADS {
+            let deep = format!("{thread}{}", "/d".repeat(300));
+            std::fs::create_dir_all(dir.path().join(deep))?;
+        }
+        let fd = OwnedFd::from(std::fs::File::open(dir.path())?);
+        let start = Barrier::new(THREADS);
+        std::thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (fd, start) = (fd.as_fd(), &start);
+                scope.spawn(move || {
+                    start.wait();
+                    let removed = remove(fd, thread.to_string().as_bytes());
+                    assert!(removed.is_ok(), "{removed:?}");
+                });
+            }
+        });
+        assert!(names(fd.as_fd()).is_ok_and(|left| left.is_empty()));
+        Ok(())
     }
 }

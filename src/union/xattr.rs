@@ -12,27 +12,43 @@ use super::marks;
 use super::node::Node;
 use crate::error::{Context, Error, Result};
 use crate::layer::dialect;
+use crate::layer::overrides::Overrides;
 use crate::sys::{meta, xattr};
 
 const ACCESS_ACL: &[u8] = b"system.posix_acl_access";
 const DEFAULT_ACL: &[u8] = b"system.posix_acl_default";
 
-fn stored(key: &OsStr) -> Result<CString> {
-    CString::new(marks::escape(key.as_bytes())).map_err(|_| Error::new(libc::EINVAL, "xattr name"))
+fn is_acl(key: &[u8]) -> bool {
+    key == ACCESS_ACL || key == DEFAULT_ACL
 }
 
 impl Union {
-    /// ENODATA for an absent one, and for one that CVMFS makes up (S35).
+    /// The name under which an attribute of users is stored; EOPNOTSUPP for ACLs where there are none.
+    fn stored(&self, key: &OsStr) -> Result<CString> {
+        if self.shown.no_acls && is_acl(key.as_bytes()) {
+            return Err(Error::new(libc::EOPNOTSUPP, "ACL"));
+        }
+        if self.is_kept(key.as_bytes()) {
+            return Err(Error::new(libc::EPERM, "xattr that keeps owner and mode"));
+        }
+        CString::new(marks::escape(key.as_bytes()))
+            .map_err(|_| Error::new(libc::EINVAL, "xattr name"))
+    }
+
+    /// ENODATA for an absent one, for one that CVMFS makes up (S35), and for ACLs where there are none: a
+    /// kernel that checks them takes EOPNOTSUPP for its answer to the access.
     pub fn getxattr(&self, ino: Ino, key: &OsStr) -> Result<Vec<u8>> {
-        let node = self.table.get(ino)?;
         let absent = || Error::new(libc::ENODATA, "get xattr");
+        if self.shown.no_acls && is_acl(key.as_bytes()) || self.is_kept(key.as_bytes()) {
+            return Err(absent());
+        }
+        let (node, name) = (self.table.get(ino)?, self.stored(key)?);
         if node.bare.load(Ordering::Acquire) {
             return Err(absent());
         }
         if self.keys(&node)?.is_empty() {
             return Err(absent());
         }
-        let name = stored(key)?;
         let upper = node.state.read().upper;
         match &node.lower {
             Some(lower) if !upper => {
@@ -55,6 +71,9 @@ impl Union {
         let node = self.table.get(ino)?;
         let mut names = Vec::new();
         for key in self.keys(&node)? {
+            if self.shown.no_acls && is_acl(&key) {
+                continue;
+            }
             names.extend_from_slice(&key);
             names.push(0);
         }
@@ -79,6 +98,7 @@ impl Union {
                 let keys: Vec<Vec<u8>> = list
                     .split(|b| *b == 0)
                     .filter(|k| !k.is_empty())
+                    .filter(|k| !self.is_kept(k))
                     .filter_map(marks::unescape)
                     .collect();
                 // Under the tree lock, so no attribute is set meanwhile.
@@ -94,6 +114,13 @@ impl Union {
         Ok(keys)
     }
 
+    /// Whether the upper keeps owners and modes in an attribute of this name, which is no user's. That of users
+    /// is a union's name as it is, and so stored under another.
+    fn is_kept(&self, key: &[u8]) -> bool {
+        let beside = self.upper.as_ref().and_then(|upper| upper.beside);
+        beside == Some(Overrides::of_root()) && Overrides::of_root().key().to_bytes() == key
+    }
+
     /// `flags`: `XATTR_CREATE`, `XATTR_REPLACE`.
     pub fn setxattr(
         &self,
@@ -103,7 +130,7 @@ impl Union {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
-        let (node, name) = (self.table.get(ino)?, stored(key)?);
+        let (node, name) = (self.table.get(ino)?, self.stored(key)?);
         self.copy_up(&node, Want::Meta)?;
         let _flight = self.hold_metadata(&node);
         let tree = self.write_tree();
@@ -112,7 +139,10 @@ impl Union {
         xattr::set(at.fd(), &at.name, &name, value, flags).op("set xattr")?;
         if key.as_bytes() == ACCESS_ACL && caller.uid != 0 {
             let stat = at.stat()?;
-            if stat.st_mode & libc::S_ISGID != 0 && stat.st_gid != caller.gid && !node.is_dir() {
+            if stat.st_mode & libc::S_ISGID != 0
+                && self.shown.gids.shown(stat.st_gid) != caller.gid
+                && !node.is_dir()
+            {
                 let mode = stat.st_mode & 0o7777 & !libc::S_ISGID;
                 meta::fchmodat(at.fd(), &at.name, mode).op("drop set-gid bit")?;
             }
@@ -123,10 +153,9 @@ impl Union {
 
     /// ENODATA for an absent one, without a copy-up; for ACLs the upper's file system decides.
     pub fn removexattr(&self, ino: Ino, key: &OsStr) -> Result<()> {
-        let (node, name) = (self.table.get(ino)?, stored(key)?);
+        let (node, name) = (self.table.get(ino)?, self.stored(key)?);
         // A file of a lower is not copied up for an attribute it does not have.
-        let is_acl = matches!(key.as_bytes(), ACCESS_ACL | DEFAULT_ACL);
-        if !is_acl && !self.keys(&node)?.iter().any(|k| k == key.as_bytes()) {
+        if !is_acl(key.as_bytes()) && !self.keys(&node)?.iter().any(|k| k == key.as_bytes()) {
             return Err(Error::new(libc::ENODATA, "remove xattr"));
         }
         self.copy_up(&node, Want::Meta)?;

@@ -21,6 +21,7 @@ use cvmfs_union::union::Union;
 use cvmfs_union::union::api::{
     Durability, Limits, LowerSpec, Owner, UnionConfig, UpperSpec, Whiteouts,
 };
+use cvmfs_union::union::shown::Shown;
 use tempfile::TempDir;
 
 pub use disk::Disk;
@@ -41,6 +42,7 @@ pub struct Stack {
     pub whiteouts: Whiteouts,
     pub portable: bool,
     pub owner: Owner,
+    pub shown: Shown,
     pub durability: Durability,
     pub limits: Limits,
     /// Dumps of the union show times.
@@ -73,6 +75,7 @@ impl Stack {
             whiteouts: Whiteouts::Auto,
             portable: false,
             owner: Owner::Keep,
+            shown: Shown::default(),
             durability: Durability::Auto,
             limits: Limits::default(),
             times: false,
@@ -135,8 +138,10 @@ impl Stack {
             whiteouts: self.whiteouts,
             portable_upper: self.portable,
             owner: self.owner,
+            shown: self.shown.clone(),
             durability: self.durability,
             limits: self.limits,
+            learning: None,
         }
     }
 

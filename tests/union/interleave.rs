@@ -396,6 +396,66 @@ fn of_two_equal_renames_one_succeeds() {
     }
 }
 
+/// Stops an exchange before its `n`-th system call for a removal, and that before its `m`-th until the
+/// exchange is over. Whether each was stopped, and what lies in the work directory then.
+fn exchange_in_a_removal(stack: &Stack, n: u32, m: u32) -> (bool, bool, Vec<String>) {
+    stack.reset();
+    let merged = stack.mount();
+    for path in ["empty", "shallow"] {
+        merged.rmdir(path).unwrap();
+        merged.mkdir(path, 0o755).unwrap();
+    }
+    let (over, wait) = channel::<()>();
+    let union = merged.union.share();
+    let slot: Rc<Cell<Option<JoinHandle<bool>>>> = Rc::default();
+    let started = slot.clone();
+    fault::pause_before(n, move || {
+        let removal = meanwhile(union, move |other| {
+            // Where it holds what the exchange needs, that is never over.
+            let held_up = Duration::from_millis(5);
+            fault::pause_before(m, move || {
+                wait.recv_timeout(held_up).ok();
+            });
+            other.rmdir("shallow").ok();
+            !fault::dismiss()
+        });
+        started.set(Some(removal));
+    });
+    merged.rename("empty", "shallow", EXCHANGE).ok();
+    drop(over);
+    let stopped = !fault::dismiss();
+    let removal_stopped = slot.take().is_some_and(|removal| removal.join().unwrap());
+    (
+        stopped,
+        removal_stopped,
+        stack.work().names("work").unwrap(),
+    )
+}
+
+/// Bug: a directory that was to be moved to a name of a lower, and was removed at the same time, got its
+/// opaque marker while it was being cleaned away, and stayed in the work directory.
+#[test]
+fn nothing_is_put_into_what_is_cleaned_away() {
+    for whiteouts in DIALECTS {
+        let stack = Stack::with(2, whiteouts);
+        sample(&stack);
+        let mut removals = 0;
+        'exchange: for n in 1..MANY {
+            for m in 1..MANY {
+                let (stopped, removal_stopped, left) = exchange_in_a_removal(&stack, n, m);
+                assert_eq!(left, [""; 0], "{whiteouts:?}, calls {n} and {m}");
+                removals += u32::from(removal_stopped);
+                match (stopped, removal_stopped) {
+                    (false, _) => break 'exchange,
+                    (true, false) => break,
+                    (true, true) => {}
+                }
+            }
+        }
+        assert!(removals > 20, "{removals}");
+    }
+}
+
 #[test]
 fn pairs_in_overlay_style() {
     pairs(DIALECTS[0]);

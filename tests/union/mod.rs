@@ -3,9 +3,11 @@
 mod aliases;
 mod attr;
 mod calls;
+mod check;
 mod copy_up;
 mod create;
 mod dialect;
+mod early;
 mod ending;
 mod files;
 mod interleave;
@@ -17,6 +19,8 @@ mod races;
 mod readdir;
 mod remove;
 mod rename;
+mod shown;
+mod view;
 mod xattr;
 
 use cvmfs_union::union::api::Whiteouts;

@@ -1,0 +1,246 @@
+//! How a command in an image ends, and all that it has started with it.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::process::{Command, Stdio};
+
+use super::{BOTH, Image, Who};
+use crate::rootless::USER;
+use crate::support::daemon::{signal, wait};
+use crate::support::{run, sys, text};
+
+#[test]
+fn statuses() {
+    let Some(image) = Image::new("run-statuses") else {
+        return;
+    };
+    for who in BOTH {
+        let code = |options: &[&str], script: &str| image.run(who, options, script).status.code();
+        assert_eq!(code(&[], "exit 7"), Some(7));
+        assert_eq!(code(&[], "kill -KILL $$"), Some(137));
+        // Signals without a name, of the command and of what it has left behind.
+        assert_eq!(code(&[], "kill -40 $$"), Some(168));
+        let left = "(sh -c 'sleep 0.1; kill -40 $$' &) ; sleep 0.4; exit 7";
+        assert_eq!(code(&[], left), Some(7));
+        assert_eq!(code(&[], "exec /absent"), Some(127));
+        assert_eq!(code(&["--workdir", "/absent"], "true"), Some(2));
+        assert_eq!(code(&["--bind", "/absent:/x"], "true"), Some(2));
+        assert_eq!(code(&["--bind", "/usr:relative"], "true"), Some(2));
+        assert_eq!(code(&["--env", "=x"], "true"), Some(2));
+        assert_eq!(code(&["--cvmfs-root", "/absent"], "true"), Some(4));
+        image.nothing_is_left();
+    }
+    let ended = |words: &[&str]| {
+        let mut command = Command::new(&image.program);
+        command.args(["run", "--prefetch=off", "--cvmfs-root"]);
+        command.arg(image.at("cvmfs"));
+        command.args(words).env("TMPDIR", image.at("tmp"));
+        run(&mut command).status.code()
+    };
+    let thin = image.at("thin.json").display().to_string();
+    assert_eq!(ended(&[&thin, "absent"]), Some(127));
+    assert_eq!(ended(&[&thin, "/file"]), Some(126));
+    assert_eq!(ended(&[&thin]), Some(2));
+    assert_eq!(ended(&["/absent", "true"]), Some(3));
+    image.nothing_is_left();
+}
+
+#[test]
+fn signals_are_passed_on() {
+    let Some(image) = Image::new("run-signals") else {
+        return;
+    };
+    let loops = "echo ready; while :; do sleep 0.02; done";
+    for who in BOTH {
+        for (name, number) in [
+            ("USR1", libc::SIGUSR1),
+            ("TERM", libc::SIGTERM),
+            ("INT", libc::SIGINT),
+        ] {
+            let script = format!("trap 'exit 5' {name}; {loops}");
+            let (mut child, _out) = image.start(who, &["--ephemeral"], &script);
+            signal(i32::try_from(child.id()).unwrap(), number);
+            assert_eq!(child.wait().unwrap().code(), Some(5), "{name}");
+        }
+        let (mut child, _out) = image.start(who, &["--ephemeral"], loops);
+        signal(i32::try_from(child.id()).unwrap(), libc::SIGTERM);
+        assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+        image.nothing_is_left();
+    }
+}
+
+/// A clock that was set before goes on, and its signal is the command's.
+#[test]
+fn an_alarm_is_passed_on() {
+    let Some(image) = Image::new("run-alarm") else {
+        return;
+    };
+    let inner = image.command(
+        Who::User,
+        &[],
+        "trap 'exit 5' ALRM; echo ready; n=0; \
+         while [ $n -lt 1500 ]; do n=$((n+1)); sleep 0.02; done",
+    );
+    // On a busy machine it may come too early.
+    for seconds in ["1", "4", "16", "64"] {
+        let mut timed = Command::new("perl");
+        timed.args(["-e", "alarm shift; exec @ARGV", seconds]);
+        timed.arg(inner.get_program()).args(inner.get_args());
+        timed
+            .env("HOME", image.at("home"))
+            .env("TMPDIR", image.at("tmp"))
+            .current_dir("/")
+            .uid(USER)
+            .gid(USER);
+        let output = run(&mut timed);
+        if text(&output.stdout) == "ready\n" {
+            assert_eq!(output.status.code(), Some(5), "{}", text(&output.stderr));
+            return image.nothing_is_left();
+        }
+    }
+    panic!("the command was never ready");
+}
+
+/// What a terminal sends reaches the command, and once only.
+#[test]
+fn a_terminal_is_passed_on() {
+    let Some(image) = Image::new("run-terminal") else {
+        return;
+    };
+    let script = "trap 'echo interrupted; n=x${n:-}' INT; tty -s && echo ready; \
+                  while [ -z \"${n:-}\" ]; do sleep 0.02 || true; done; sleep 0.2; exec test $n = x";
+    for who in BOTH {
+        let inner = image.command(who, &[], script);
+        let words = std::iter::once(inner.get_program()).chain(inner.get_args());
+        let line: Vec<_> = words.map(|word| quoted(word.to_str().unwrap())).collect();
+        let mut terminal = Command::new("script");
+        terminal
+            .args(["-qec", &line.join(" "), "/dev/null"])
+            .current_dir("/");
+        terminal
+            .env("HOME", image.at("home"))
+            .env("TMPDIR", image.at("tmp"));
+        if who == Who::User {
+            terminal.uid(USER).gid(USER);
+        }
+        terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = terminal.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap().trim(), "ready");
+        let mut keys = child.stdin.take().unwrap();
+        keys.write_all(b"\x03").unwrap();
+        let said: String = lines.map(Result::unwrap).collect();
+        assert!(child.wait().unwrap().success(), "{who:?}: {said}");
+        assert_eq!(said.matches("interrupted").count(), 1, "{said}");
+        drop(keys);
+        image.nothing_is_left();
+    }
+}
+
+/// A word for a shell.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[test]
+fn nothing_outlives_the_runner() {
+    let Some(image) = Image::new("run-killed") else {
+        return;
+    };
+    for who in BOTH {
+        let script = "echo new > /new; echo ready; exec sleep 1000";
+        let (mut child, out) = image.start(who, &["--ephemeral"], script);
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        drop(out);
+        wait("the upper stays", || {
+            sys::names(image.at("tmp")).unwrap().is_empty()
+        });
+        image.nothing_is_left();
+    }
+}
+
+/// Leaves a process in a session of its own, and one that its parent has left too. Their command lines name a
+/// directory of the test.
+const LEAVE: &str = r#"
+setsid sh -c 'while :; do sleep 0.1; done' "$HOME" &
+(setsid sh -c 'trap "" TERM HUP INT; while :; do sleep 0.1; done' "$HOME" &)
+"#;
+/// The same, in a mount namespace of its own.
+const LEAVE_APART: &str = r#"
+setsid unshare -Urm sh -c 'while :; do sleep 0.1; done' "$HOME" &
+while [ $(readlink /proc/$!/ns/mnt) = $(readlink /proc/self/ns/mnt) ]; do :; done
+"#;
+
+#[test]
+fn what_is_left_in_the_background_ends() {
+    let Some(image) = Image::new("run-background") else {
+        return;
+    };
+    for who in BOTH {
+        for (end, code) in [
+            ("exit 3", 3),
+            ("kill -KILL $$", 137),
+            ("kill -STOP $!; exec true", 0),
+        ] {
+            let script = format!("{LEAVE}{LEAVE_APART}{end}");
+            let output = image.run(who, &["--ephemeral"], &script);
+            let said = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(code), "{who:?} {end}: {said}");
+            assert_eq!(said, "");
+            image.nothing_is_left();
+        }
+        // A signal to the runner, which the command dies of.
+        let waits = "echo ready; while :; do sleep 0.02; done";
+        let script = format!("{LEAVE}{LEAVE_APART}{waits}");
+        let (mut child, _out) = image.start(who, &["--ephemeral"], &script);
+        signal(i32::try_from(child.id()).unwrap(), libc::SIGTERM);
+        assert_eq!(child.wait().unwrap().code(), Some(128 + libc::SIGTERM));
+        image.nothing_is_left();
+        // The runner is killed: the kernel ends the command, and the daemon the rest.
+        let (mut child, _out) = image.start(who, &["--ephemeral"], &format!("{LEAVE}{waits}"));
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
+        image.nothing_is_left();
+    }
+}
+
+/// What a shell has started before it becomes the runner is not the command's.
+#[test]
+fn children_of_the_caller_stay() {
+    let Some(image) = Image::new("run-callers") else {
+        return;
+    };
+    for who in BOTH {
+        let inner = image.command(who, &[], &format!("{LEAVE}exit 3"));
+        let mut outer = Command::new("sh");
+        let script = "sleep 1000 >/dev/null 2>&1 & echo $!; exec \"$@\"";
+        outer
+            .args(["-c", script, "sh"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .current_dir("/")
+            .env("HOME", image.at("home"))
+            .env("TMPDIR", image.at("tmp"));
+        if who == Who::User {
+            outer.uid(USER).gid(USER);
+        }
+        let output = run(&mut outer);
+        // It is there to be killed.
+        let child = text(&output.stdout).trim().parse().unwrap();
+        signal(child, libc::SIGKILL);
+        assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+        image.nothing_is_left();
+    }
+}
+
+/// A program that waits for all its children waits for none of ours.
+#[test]
+fn the_daemon_is_no_child_of_the_command() {
+    let Some(image) = Image::new("run-children") else {
+        return;
+    };
+    let said = image.prints(Who::User, &[], "exec perl -e 'print wait'");
+    assert_eq!(said, "-1", "there are none");
+    image.nothing_is_left();
+}

@@ -1,0 +1,373 @@
+//! The life of a profile in a mount: replay at its beginning, recording, and what is kept at the end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::fetch::{Fetcher, Wanted};
+use super::{LayerAt, Limits};
+use crate::error::best_effort;
+use crate::layer::ahead::Ahead;
+use crate::layer::hash_at;
+use crate::layer::record::{Learning, Record, Seen, Settling};
+use crate::profile::store::{Lasting, Store, Turn};
+use crate::profile::{File, MOST_FILES, Opened, Profile, Replay};
+
+/// A job has settled when it opens nothing new for so long.
+const SETTLING: Settling = Settling {
+    quiet: Duration::from_secs(10),
+    most: Duration::from_secs(600),
+};
+/// How long others may write before a run is not kept, while the mount goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The same at the end of a mount, which waits for it.
+const LAST_PATIENCE: Duration = Duration::from_millis(200);
+/// How often it is looked whether another mount has ended its replay.
+const TURN: Duration = Duration::from_millis(50);
+/// So many files that were opened ahead stay open until programs want them or the job has settled.
+const KEPT: usize = 1024;
+
+/// What a session needs.
+#[derive(Debug)]
+pub struct Setup {
+    /// The distinct layers of the union, in its order.
+    pub layers: Vec<LayerAt>,
+    /// Where the profile is kept.
+    pub store: Option<(Store, PathBuf)>,
+    /// What is replayed.
+    pub replay: Option<Profile>,
+    /// What a profile that is not there yet begins with.
+    pub base: Option<Profile>,
+    /// How much may be fetched.
+    pub limits: Limits,
+    /// How many files may be open in this process.
+    pub open_files: usize,
+}
+
+/// A session that has begun. It works on its own; [`end`](Self::end) it when the mount ends.
+#[derive(Debug)]
+pub struct Session(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    learning: Learning,
+    fetcher: Fetcher,
+    layers: Vec<String>,
+    store: Option<(Store, PathBuf)>,
+    base: Mutex<Option<Profile>>,
+    limits: Limits,
+    /// The turn to fetch, while that is so.
+    turn: Mutex<Option<Turn>>,
+    /// Whether another mount had the turn.
+    waited: AtomicBool,
+    ending: AtomicBool,
+}
+
+impl Session {
+    /// Begins to fetch and to record, on threads of its own.
+    pub fn begin(setup: Setup) -> Session {
+        let learning = Learning {
+            ahead: Arc::new(Ahead::new(KEPT.min(setup.open_files / 8))),
+            record: Arc::new(Record::new(MOST_FILES)),
+        };
+        let layers: Vec<String> = setup.layers.iter().map(|l| l.identity.clone()).collect();
+        let inner = Arc::new(Inner {
+            fetcher: Fetcher::new(setup.layers, setup.limits, learning.ahead.clone()),
+            learning,
+            layers,
+            store: setup.store,
+            base: Mutex::new(setup.base),
+            limits: setup.limits,
+            turn: Mutex::new(None),
+            waited: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+        });
+        if let Some(profile) = setup.replay {
+            // Before any program runs: what one opens from now on is its own, and not fetched again.
+            let expected = inner.expect(&profile);
+            let replay = move |inner: &Inner| inner.replay(&profile, expected);
+            inner.clone().spawn("replay", replay);
+        }
+        inner.clone().spawn("profile", Inner::keep);
+        Session(inner)
+    }
+
+    /// For the union.
+    pub fn learning(&self) -> Learning {
+        self.0.learning.clone()
+    }
+
+    /// Begins to fetch nothing more, and lets other mounts do so. To be called first when a mount ends; waits
+    /// for nothing.
+    pub fn stop(&self) {
+        self.0.ending.store(true, Ordering::Relaxed);
+        self.0.fetcher.stop();
+        // A reader may wait for a layer for ever; others need not.
+        drop(self.0.turn.lock().take());
+    }
+
+    /// Ends it, and keeps what was recorded. Waits for no layer.
+    pub fn end(&self) {
+        self.stop();
+        self.0
+            .save(Lasting::Written, |waited| waited < LAST_PATIENCE);
+    }
+}
+
+impl Inner {
+    fn spawn(self: Arc<Self>, name: &str, job: impl FnOnce(&Inner) + Send + 'static) {
+        let thread = thread::Builder::new().name(name.to_owned());
+        best_effort(name, thread.spawn(move || job(&self)));
+    }
+
+    /// Queues what the profile expects, and watches for its trails.
+    fn expect(&self, profile: &Profile) -> Vec<Wanted> {
+        let expected: Vec<Wanted> = profile
+            .expected()
+            .filter_map(|file| self.wanted(profile, file))
+            .collect();
+        let ahead = &self.learning.ahead;
+        ahead.queue(expected.iter().map(|file| file.hash));
+        for (trail, files) in profile.trails() {
+            let files = self.of_trail(profile, &files);
+            ahead.watch(files.iter().map(|file| (file.hash, trail)));
+        }
+        expected
+    }
+
+    /// Fetches what is expected, and the trails that programs step on: at once, as somebody waits for them.
+    fn replay(&self, profile: &Profile, expected: Vec<Wanted>) {
+        self.fetcher.open_roots();
+        thread::scope(|scope| {
+            let trails = thread::Builder::new().name("trails".to_owned());
+            let trails = trails.spawn_scoped(scope, || self.follow(profile));
+            best_effort("follow trails", trails);
+            self.wait_for_turn();
+            self.fetcher.fetch(expected);
+            drop(self.turn.lock().take());
+        });
+        self.fetcher.let_go();
+    }
+
+    /// Fetches the trails that programs step on, until there are no more.
+    fn follow(&self, profile: &Profile) {
+        let trails = profile.trails();
+        while let Some(trail) = self.learning.ahead.next_trail() {
+            if let Some(files) = trails.get(&trail) {
+                self.fetcher.fetch(self.of_trail(profile, files));
+            }
+        }
+    }
+
+    fn of_trail(&self, profile: &Profile, files: &[usize]) -> Vec<Wanted> {
+        let files = files.iter().filter_map(|at| profile.files.get(*at));
+        files
+            .filter_map(|file| self.wanted(profile, file))
+            .collect()
+    }
+
+    fn wanted(&self, profile: &Profile, file: &File) -> Option<Wanted> {
+        let identity = profile.layers.get(file.layer)?;
+        Some(Wanted {
+            layer: self.layers.iter().position(|layer| layer == identity)?,
+            path: file.path.clone(),
+            pieces: file.pieces,
+            size: file.size,
+            hash: hash_at(identity, &file.path),
+        })
+    }
+
+    /// Waits while another mount of this user replays the same profile: what it fetches needs not be
+    /// fetched here, and would only stand in its way.
+    fn wait_for_turn(&self) {
+        let Some((store, path)) = &self.store else {
+            return;
+        };
+        while !self.fetcher.is_over() {
+            // Taken under the lock, so that the end finds it.
+            let mut turn = self.turn.lock();
+            match store.try_turn(path) {
+                Ok(Some(_)) if self.ending.load(Ordering::Relaxed) => return,
+                Ok(Some(taken)) => {
+                    *turn = Some(taken);
+                    return;
+                }
+                Ok(None) => self.waited.store(true, Ordering::Relaxed),
+                Err(e) => return tracing::debug!("{}: {e}", path.display()),
+            }
+            drop(turn);
+            thread::sleep(TURN);
+        }
+    }
+
+    /// Keeps what was recorded when the job has settled.
+    fn keep(&self) {
+        // Open files stand in the way of whoever wants to unmount the layers.
+        if !self.learning.record.wait_for_first(self.limits.time) {
+            self.learning.ahead.close();
+        }
+        if self.learning.record.wait(SETTLING) {
+            let ending = || self.ending.load(Ordering::Relaxed);
+            self.save(Lasting::Synced, |waited| waited < PATIENCE && !ending());
+        }
+        self.learning.ahead.close();
+    }
+
+    /// Adds the run to the profile, once. What could not be kept is there for another attempt.
+    fn save(&self, lasting: Lasting, patience: impl Fn(Duration) -> bool) {
+        // Held to the end: whoever comes second must not end the process before the first has written.
+        let mut base = self.base.lock();
+        let record = &self.learning.record;
+        record.close();
+        let seen = record.seen();
+        let Some((store, path)) = &self.store else {
+            return;
+        };
+        if seen.is_empty() {
+            return;
+        }
+        let opened: Vec<Opened> = seen.iter().filter_map(|seen| self.opened(seen)).collect();
+        let replay = self.replayed();
+        let saved = store.update(path, lasting, patience, |old| {
+            let mut profile = old.unwrap_or_else(|| match &*base {
+                Some(base) => Profile::default().over(base),
+                None => Profile::default(),
+            });
+            profile.add_run(&opened);
+            // Where another mount has fetched, and programs did not wait for it, that says nothing.
+            let telling = !self.waited.load(Ordering::Relaxed);
+            if telling && profile.add_replay(replay, opened.len()) {
+                tracing::info!("{}: runs open other files by now", path.display());
+            }
+            profile
+        });
+        match saved {
+            Ok(()) => {
+                record.clear();
+                *base = None;
+            }
+            Err(e) => tracing::warn!("the profile {} is not kept: {e}", path.display()),
+        }
+    }
+
+    fn opened(&self, seen: &Seen) -> Option<Opened> {
+        Some(Opened {
+            layer: self.layers.get(seen.layer as usize)?.clone(),
+            path: seen.path.as_slice().into(),
+            size: seen.size,
+            pieces: seen.pieces(),
+        })
+    }
+
+    fn replayed(&self) -> Replay {
+        let counts = self.learning.ahead.counts();
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Replay {
+            files: counts.files,
+            bytes: counts.bytes,
+            millis: millis(counts.took),
+            used: counts.used,
+            saved: millis(counts.saved),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use std::fs;
+    use std::io;
+    use std::num::NonZeroUsize;
+    use std::os::fd::AsFd;
+    use std::path::Path;
+    use std::time::Instant;
+
+    use crate::layer::{Layer, Lowers, Repositories};
+    use crate::profile::store;
+    use crate::sys::{file, process};
+
+    fn profile_of(path: &str) -> Profile {
+        let mut profile = Profile::default();
+        profile.add_run(&[Opened {
+            layer: "aa".to_owned(),
+            path: path.as_bytes().into(),
+            size: 1,
+            pieces: 1,
+        }]);
+        profile
+    }
+
+    fn setup(layer: &Path) -> Setup {
+        Setup {
+            layers: vec![LayerAt {
+                identity: "aa".to_owned(),
+                path: Some(layer.to_owned()),
+            }],
+            store: None,
+            replay: None,
+            base: None,
+            limits: Limits::default(),
+            open_files: 0,
+        }
+    }
+
+    /// How many descriptors of this process lead below a directory.
+    fn open_below(dir: &Path) -> io::Result<usize> {
+        let fds = fs::read_dir("/proc/self/fd")?;
+        let targets = fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+        Ok(targets.filter(|to| to.starts_with(dir)).count())
+    }
+
+    #[test]
+    fn no_directory_of_a_layer_stays_open_when_all_is_fetched() -> io::Result<()> {
+        let dir = tempfile::tempdir()?;
+        fs::create_dir(dir.path().join("d"))?;
+        fs::write(dir.path().join("d/f"), "x")?;
+        let session = Session::begin(Setup {
+            replay: Some(profile_of("d/f")),
+            ..setup(dir.path())
+        });
+        let begun = Instant::now();
+        let fetched = || session.learning().ahead.counts().files == 1;
+        while !fetched() || open_below(dir.path())? > 0 {
+            assert!(begun.elapsed() < Duration::from_secs(20), "{}", fetched());
+            thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_run_that_could_not_be_kept_is_kept_at_the_end() -> Result<(), Box<dyn std::error::Error>> {
+        let dir = tempfile::tempdir()?;
+        let layer = Layer::open(dir.path(), "aa", &mut Repositories::default())?;
+        let lowers = Lowers::new(vec![layer], NonZeroUsize::MIN, None);
+        let kept = Store::new(dir.path().join("profiles"));
+        let path = kept.path("01", None);
+        fs::create_dir(dir.path().join("profiles"))?;
+        let session = Session::begin(Setup {
+            store: Some((kept, path.clone())),
+            base: Some(profile_of("base")),
+            ..setup(dir.path())
+        });
+        for root in lowers.roots() {
+            session.learning().record.opened(&root, b"f", 1);
+        }
+        let name = format!("profiles/.write-{}", process::user());
+        let other = fs::File::create(dir.path().join(name))?;
+        file::lock_exclusive(other.as_fd())?;
+        session.0.save(Lasting::Synced, |_| false);
+        assert!(!path.exists());
+        drop(other);
+        session.end();
+        let profile = store::read(&path)?;
+        assert_eq!((profile.runs, profile.files.len()), (2, 2));
+        session.end();
+        assert_eq!(store::read(&path)?, profile, "once");
+        Ok(())
+    }
+}
