@@ -1,8 +1,11 @@
 //! How a command in an image ends, and all that it has started with it.
 
-use std::io::{BufRead, BufReader, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use nix::pty::openpty;
 
 use super::{BOTH, Image, Who};
 use crate::rootless::USER;
@@ -107,39 +110,46 @@ fn a_terminal_is_passed_on() {
     let Some(image) = Image::new("run-terminal") else {
         return;
     };
-    let script = "trap 'echo interrupted; n=x${n:-}' INT; tty -s && echo ready; \
-                  while [ -z \"${n:-}\" ]; do sleep 0.02 || true; done; sleep 0.2; exec test $n = x";
+    // What has been printed and not yet read is kept at a ^C, and a second one is seen whatever it ends.
+    let script = "set +e; trap 'echo interrupted; n=x${n:-}' INT; stty noflsh && echo ready; \
+                  while [ -z \"${n:-}\" ]; do sleep 0.02; done; sleep 0.2; exec test $n = x";
     for who in BOTH {
         let inner = image.command(who, &[], script);
-        let words = std::iter::once(inner.get_program()).chain(inner.get_args());
-        let line: Vec<_> = words.map(|word| quoted(word.to_str().unwrap())).collect();
-        let mut terminal = Command::new("script");
-        terminal
-            .args(["-qec", &line.join(" "), "/dev/null"])
-            .current_dir("/");
-        terminal
+        let ends = openpty(None, None).unwrap();
+        let terminal = || ends.slave.try_clone().unwrap();
+        let mut command = Command::new("setsid");
+        command
+            .arg("--ctty")
+            .arg(inner.get_program())
+            .args(inner.get_args());
+        command
             .env("HOME", image.at("home"))
-            .env("TMPDIR", image.at("tmp"));
+            .env("TMPDIR", image.at("tmp"))
+            .current_dir("/")
+            .stdin(terminal())
+            .stdout(terminal())
+            .stderr(terminal());
         if who == Who::User {
-            terminal.uid(USER).gid(USER);
+            command.uid(USER).gid(USER);
         }
-        terminal.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = terminal.spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        assert_eq!(lines.next().unwrap().unwrap().trim(), "ready");
-        let mut keys = child.stdin.take().unwrap();
+        let mut child = command.spawn().unwrap();
+        // They have the terminal open as well.
+        drop((command, ends.slave));
+        let mut keys = File::from(ends.master);
+        let mut screen = BufReader::new(keys.try_clone().unwrap());
+        let mut ready = String::new();
+        screen.read_line(&mut ready).unwrap();
+        assert_eq!(ready.trim(), "ready");
         keys.write_all(b"\x03").unwrap();
-        let said: String = lines.map(Result::unwrap).collect();
-        assert!(child.wait().unwrap().success(), "{who:?}: {said}");
+        // A terminal that nobody has open any more fails, and what was read before is there.
+        let mut said = Vec::new();
+        let closed = screen.read_to_end(&mut said).unwrap_err();
+        assert_eq!(closed.raw_os_error(), Some(libc::EIO));
+        let (status, said) = (child.wait().unwrap(), text(&said));
+        assert!(status.success(), "{who:?}: {status}: {said}");
         assert_eq!(said.matches("interrupted").count(), 1, "{said}");
-        drop(keys);
         image.nothing_is_left();
     }
-}
-
-/// A word for a shell.
-fn quoted(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
 }
 
 #[test]

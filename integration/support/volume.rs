@@ -76,10 +76,12 @@ impl Volume {
     pub fn mount_again(&mut self) {
         let dir = self.path();
         daemon::wait("the volume is in use", || nix::mount::umount(&dir).is_ok());
-        // Where it goes on, the device would show it as it was in memory.
+        // Where it goes on, the device would show it as it was in memory. A namespace that has just ended
+        // is seen no more, and lets go of it a little later.
         wait_for_namespaces(&dir);
-        std::mem::forget(self.mounted.take());
         let image = self.scratch.path().join("image");
+        daemon::wait("the device is in use", || !has_loop_device(&image));
+        std::mem::forget(self.mounted.take());
         let mount = ["-o", &self.options];
         succeed(Command::new("mount").args(mount).args([&image, &dir]));
         self.mounted = Some(Mounted(dir));
@@ -103,6 +105,13 @@ impl Volume {
         btrfs(&["qgroup", "limit", &bytes.to_string()], &dir);
         dir
     }
+}
+
+/// Whether a loop device shows this file.
+fn has_loop_device(image: &Path) -> bool {
+    let devices = fs::read_dir("/sys/block").unwrap().flatten();
+    let mut files = devices.filter_map(|d| fs::read(d.path().join("loop/backing_file")).ok());
+    files.any(|file| file.trim_ascii_end() == image.as_os_str().as_encoded_bytes())
 }
 
 pub fn succeed(command: &mut Command) {
