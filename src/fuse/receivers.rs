@@ -10,6 +10,8 @@
 //!   anything since the last one;
 //! * when requests pile up: the receiver hardly ever found none to wait for.
 //!
+//! While one receives alone, it looks for the next request a little before it sleeps ([`Linger`]).
+//!
 //! The session ends when all of them have ended, and one that waits for a layer may never. So the end
 //! is watched for while requests are carried out. The first one that ends calls those who are away, as
 //! nobody else would. A thread is known only when it has received something; so nobody goes away before all
@@ -17,7 +19,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -26,7 +28,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use parking_lot::{Condvar, Mutex};
 
+use self::linger::Linger;
 use crate::sys::{mount, process};
+
+mod linger;
 
 /// How often the watch looks after the receivers while they are busy: how long one that is held up may
 /// keep the others' requests waiting, at most twice.
@@ -96,6 +101,8 @@ pub struct Receivers {
     watched: AtomicBool,
     to_watch: Sender<News>,
     news: Receiver<News>,
+    /// Where requests are looked for.
+    device: OwnedFd,
 }
 
 /// What those who are away wait for.
@@ -116,8 +123,9 @@ struct Seat {
     receivers: Arc<Receivers>,
     /// Requests of this round.
     requests: u32,
-    /// How often the thread had waited when the round began.
+    /// How often it had waited when the round began.
     waited: u64,
+    linger: Linger,
 }
 
 thread_local! {
@@ -132,8 +140,14 @@ impl Seat {
             return false;
         }
         self.requests = 0;
-        let before = std::mem::replace(&mut self.waited, process::waits_of_thread());
+        let waits = self.waits();
+        let before = std::mem::replace(&mut self.waited, waits);
         self.waited.saturating_sub(before) < WAITS
+    }
+
+    /// How often it has waited for a request, asleep or awake.
+    fn waits(&self) -> u64 {
+        process::waits_of_thread() + self.linger.won()
     }
 }
 
@@ -144,8 +158,8 @@ impl Drop for Seat {
 }
 
 impl Receivers {
-    /// So many.
-    pub fn new(all: usize) -> Receivers {
+    /// So many, of the requests of a FUSE descriptor.
+    pub fn new(all: usize, device: OwnedFd) -> Receivers {
         let (to_watch, news) = unbounded();
         let all = u64::try_from(all).unwrap_or(1).min(Counts::MASK);
         Receivers {
@@ -160,6 +174,7 @@ impl Receivers {
             watched: AtomicBool::new(false),
             to_watch,
             news,
+            device,
         }
     }
 
@@ -196,6 +211,7 @@ impl Receivers {
                     receivers: self.clone(),
                     requests: 0,
                     waited: process::waits_of_thread(),
+                    linger: Linger::default(),
                 }
             });
         });
@@ -214,9 +230,20 @@ impl Receivers {
         let piles_up = SEAT.with_borrow_mut(|seat| seat.as_mut().is_some_and(Seat::piles_up));
         if piles_up {
             self.call();
-        } else if left.free() > 1 && self.seats.load(order) == self.all {
+        } else if left.free() == 1 {
+            self.linger();
+        } else if self.seats.load(order) == self.all {
             self.stay_away();
         }
+    }
+
+    /// Looks for the next request while nobody else would receive it.
+    fn linger(&self) {
+        SEAT.with_borrow_mut(|seat| {
+            if let Some(seat) = seat {
+                seat.linger.wait(|| mount::has_request(self.device.as_fd()));
+            }
+        });
     }
 
     /// Waits to be called, unless nobody else would receive.
@@ -272,7 +299,7 @@ impl Receivers {
 
     /// Looks after the receivers until the end of the session, or of the mount if receivers still wait then;
     /// these have so long to end. An idle mount wakes nobody.
-    pub fn watch(&self, device: impl AsFd, last_wait: Duration) -> io::Result<()> {
+    pub fn watch(&self, last_wait: Duration) -> io::Result<()> {
         loop {
             match self.news.recv() {
                 Ok(News::Busy) => {}
@@ -298,7 +325,9 @@ impl Receivers {
                 if quiet >= TICKS && self.alone.load(Ordering::SeqCst) {
                     quiet = 0;
                     self.rest();
-                } else if ticks % TICKS == 0 && counts.busy() > 0 && mount::is_over(device.as_fd())
+                } else if ticks % TICKS == 0
+                    && counts.busy() > 0
+                    && mount::is_over(self.device.as_fd())
                 {
                     self.close();
                     return self.last_news(last_wait);

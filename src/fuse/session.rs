@@ -81,9 +81,8 @@ pub fn serve_with(
     config.acl = SessionACL::All;
     config.n_threads = Some(threads);
     config.clone_fd = options.clone_fd && threads > 1 && device_opens();
-    let device = fd.try_clone()?;
     let revisions = watch_revisions(&union)?;
-    let receivers = Arc::new(Receivers::new(threads));
+    let receivers = Arc::new(Receivers::new(threads, fd.try_clone()?));
     // What the kernel drops at each open need not come with it.
     let fills = !options.timeout.is_zero();
     let fs = UnionFs::new(union, options, receivers.clone());
@@ -97,7 +96,7 @@ pub fn serve_with(
     thread::Builder::new()
         .name("session".to_owned())
         .spawn(move || watched.ended(session.run()))?;
-    let ended = receivers.watch(device, LAST_WAIT);
+    let ended = receivers.watch(LAST_WAIT);
     revisions.end();
     ended
 }

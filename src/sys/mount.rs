@@ -281,14 +281,24 @@ pub fn raise_readahead(mountpoint: &Path, bytes: u32) -> io::Result<()> {
 
 /// Whether the mount of a FUSE descriptor is gone, or its connection was ended.
 pub fn is_over(device: BorrowedFd<'_>) -> bool {
+    polled(device, 0) & libc::POLLERR != 0
+}
+
+/// Whether a request waits on a FUSE descriptor, or its mount is over.
+pub fn has_request(device: BorrowedFd<'_>) -> bool {
+    polled(device, libc::POLLIN) != 0
+}
+
+/// Which of these events, and of errors, there are now.
+fn polled(device: BorrowedFd<'_>, events: i16) -> i16 {
     let mut poll = libc::pollfd {
         fd: device.as_raw_fd(),
-        events: 0,
+        events,
         revents: 0,
     };
     // SAFETY: one `pollfd`, valid through the call.
     let found = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    found == 1 && poll.revents & libc::POLLERR != 0
+    if found == 1 { poll.revents } else { 0 }
 }
 
 /// Takes the FUSE descriptors out of this process, right before its end: the kernel then fails what

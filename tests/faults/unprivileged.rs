@@ -34,7 +34,12 @@ fn play_as_nobody(settings: &[(&str, &str)]) {
     // Where everybody may run a program and make files.
     let home = tempfile::tempdir().unwrap();
     let program = home.path().join("tests");
-    std::fs::copy(env::current_exe().unwrap(), &program).unwrap();
+    // Not by this process: a child that another test forks meanwhile has it open for writing, and it does not start.
+    let copied = Command::new("cp")
+        .arg(env::current_exe().unwrap())
+        .arg(&program)
+        .status();
+    assert!(copied.unwrap().success());
     std::fs::set_permissions(home.path(), Permissions::from_mode(0o755)).unwrap();
     let place = temp_dir();
     std::os::unix::fs::chown(place.path(), Some(NOBODY), Some(NOBODY)).unwrap();

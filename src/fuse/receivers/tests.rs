@@ -1,6 +1,5 @@
 //! The receivers, with pipes and channels in place of the device.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicUsize;
 use std::thread::JoinHandle;
 
@@ -8,26 +7,25 @@ use super::*;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Stands for the device: its mount is over when the reader is dropped.
-fn device() -> io::Result<(io::PipeReader, OwnedFd)> {
-    let (reader, writer) = io::pipe()?;
-    Ok((reader, writer.into()))
+/// Stands for the mount, which is over when this is dropped.
+type Mount = io::PipeReader;
+
+/// Receivers, and what stands for their mount.
+fn some(all: usize) -> io::Result<(Arc<Receivers>, Mount)> {
+    let (mount, device) = io::pipe()?;
+    Ok((Arc::new(Receivers::new(all, device.into())), mount))
 }
 
 /// Receivers that never go away.
-fn staying(all: usize) -> Arc<Receivers> {
-    let receivers = Arc::new(Receivers::new(all));
-    receivers.close();
-    receivers
+fn staying(all: usize) -> io::Result<(Arc<Receivers>, Mount)> {
+    let some = some(all)?;
+    some.0.close();
+    Ok(some)
 }
 
-fn watch(
-    receivers: &Arc<Receivers>,
-    device: OwnedFd,
-    last_wait: Duration,
-) -> JoinHandle<io::Result<()>> {
+fn watch(receivers: &Arc<Receivers>, last_wait: Duration) -> JoinHandle<io::Result<()>> {
     let receivers = receivers.clone();
-    thread::spawn(move || receivers.watch(device, last_wait))
+    thread::spawn(move || receivers.watch(last_wait))
 }
 
 fn kind(ended: io::Result<()>) -> Option<io::ErrorKind> {
@@ -47,9 +45,9 @@ fn soon(so: impl Fn() -> bool) -> bool {
 }
 
 #[test]
-fn the_last_one_only_receives() {
+fn the_last_one_only_receives() -> io::Result<()> {
     for all in [1, 2, 4] {
-        let receivers = staying(all);
+        let (receivers, _mount) = staying(all)?;
         let mut busy: Vec<_> = (1..all).map(|_| receivers.enter()).collect();
         assert!(busy.iter().all(Option::is_some), "{all}");
         assert!(receivers.enter().is_none(), "{all}");
@@ -57,13 +55,13 @@ fn the_last_one_only_receives() {
             assert!(receivers.enter().is_some(), "{all}");
         }
     }
+    Ok(())
 }
 
 #[test]
 fn the_end_of_the_session_is_the_end() -> io::Result<()> {
-    let receivers = staying(2);
-    let (_mount, device) = device()?;
-    let watch = watch(&receivers, device, TICK * 12);
+    let (receivers, _mount) = staying(2)?;
+    let watch = watch(&receivers, TICK * 12);
     let busy = receivers.enter();
     receivers.ended(Err(io::ErrorKind::InvalidData.into()));
     assert!(soon(|| watch.is_finished()));
@@ -75,9 +73,8 @@ fn the_end_of_the_session_is_the_end() -> io::Result<()> {
 
 #[test]
 fn a_receiver_that_waits_does_not_keep_the_end_away() -> io::Result<()> {
-    let receivers = staying(2);
-    let (mount, device) = device()?;
-    let watch = watch(&receivers, device, TICK * 12);
+    let (receivers, mount) = staying(2)?;
+    let watch = watch(&receivers, TICK * 12);
     let busy = receivers.enter();
     assert!(busy.is_some());
     thread::sleep(TICK * 50);
@@ -91,9 +88,8 @@ fn a_receiver_that_waits_does_not_keep_the_end_away() -> io::Result<()> {
 /// Those who still wait when the mount is gone may come to an end yet.
 #[test]
 fn the_last_news_are_waited_for() -> io::Result<()> {
-    let receivers = staying(2);
-    let (mount, device) = device()?;
-    let watch = watch(&receivers, device, PATIENCE);
+    let (receivers, mount) = staying(2)?;
+    let watch = watch(&receivers, PATIENCE);
     let _busy = receivers.enter();
     drop(mount);
     thread::sleep(TICK * 50);
@@ -111,7 +107,7 @@ struct Crew {
     requests: crossbeam_channel::Sender<Request>,
     threads: Vec<JoinHandle<()>>,
     watch: JoinHandle<io::Result<()>>,
-    _mount: io::PipeReader,
+    _mount: Mount,
 }
 
 /// What a receiver does: it waits for its sign, if there is one.
@@ -119,9 +115,8 @@ type Request = Option<Receiver<()>>;
 
 impl Crew {
     fn new(all: usize) -> io::Result<Crew> {
-        let (mount, device) = device()?;
-        let receivers = Arc::new(Receivers::new(all));
-        let watch = watch(&receivers, device, PATIENCE);
+        let (receivers, mount) = some(all)?;
+        let watch = watch(&receivers, PATIENCE);
         let (requests, queue) = unbounded::<Request>();
         let receive = |_| {
             let (receivers, queue) = (receivers.clone(), queue.clone());
@@ -226,7 +221,7 @@ fn work_without_a_pause(receivers: &Arc<Receivers>) {
 
 #[test]
 fn requests_that_pile_up_have_all_called() -> io::Result<()> {
-    let receivers = Arc::new(Receivers::new(2));
+    let (receivers, _mount) = some(2)?;
     drop(receivers.enter());
     let done = Arc::new(AtomicBool::new(false));
     let away = {
@@ -249,13 +244,14 @@ fn requests_that_pile_up_have_all_called() -> io::Result<()> {
 
 /// Bug: the one that was left had received nothing, so nobody noticed its end.
 #[test]
-fn nobody_goes_away_before_all_are_known() {
-    let receivers = Arc::new(Receivers::new(2));
+fn nobody_goes_away_before_all_are_known() -> io::Result<()> {
+    let (receivers, _mount) = some(2)?;
     let begun = Instant::now();
     while begun.elapsed() < TICK * 5 {
         drop(receivers.enter());
     }
     assert_eq!(receivers.counts().here(), 2);
+    Ok(())
 }
 
 #[test]
@@ -268,9 +264,8 @@ fn a_thread_that_ends_calls_all() -> io::Result<()> {
 
 #[test]
 fn nobody_looks_while_nothing_is_done() -> io::Result<()> {
-    let receivers = staying(2);
-    let (mount, device) = device()?;
-    let watch = watch(&receivers, device, TICK * 12);
+    let (receivers, mount) = staying(2)?;
+    let watch = watch(&receivers, TICK * 12);
     for _ in 0..3 {
         let busy = receivers.enter();
         assert!(receivers.watched.load(Ordering::SeqCst));
@@ -290,8 +285,8 @@ fn nobody_looks_while_nothing_is_done() -> io::Result<()> {
 
 /// Who begins while the watch comes to rest is looked after, or has told of it.
 #[test]
-fn nobody_begins_unseen() {
-    let receivers = staying(2);
+fn nobody_begins_unseen() -> io::Result<()> {
+    let (receivers, _mount) = staying(2)?;
     let (rests, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -319,4 +314,5 @@ fn nobody_begins_unseen() {
         over.store(true, Ordering::SeqCst);
         assert_eq!(unseen, None);
     });
+    Ok(())
 }
