@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use nix::sys::resource::{Resource, setrlimit};
 
 use super::deadline::threads;
-use super::{Fixture, Mounted, PROGRAM, System, sys, text, umount};
+use super::{Fixture, Mounted, PROGRAM, System, sys, text, umount, wait_for_namespaces};
 
 /// How long a program may take to mount, or to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -94,6 +94,8 @@ impl Daemon {
     pub fn end(mut self) -> Ended {
         let peak = memory(self.pid(), "VmHWM:").unwrap();
         umount(self.system, &self.mnt).unwrap();
+        // In a namespace that another test has made it goes on.
+        wait_for_namespaces(&self.mnt);
         let mut ended = wait(self.child.take().unwrap(), &self.log);
         ended.memory = ended.memory.max(peak);
         assert!(ended.status.success(), "the daemon: {ended:?}");

@@ -276,16 +276,21 @@ impl Fixture {
         self.mnt.join(relative)
     }
 
-    /// What was mounted there last may go on in a namespace; then the upper is in use until it ends.
+    /// What was mounted there last may go on in a namespace; then the upper is in use until it ends, and a
+    /// little longer.
     pub fn mount(&mut self) {
         let begun = Instant::now();
+        let in_use = |said: String| {
+            let words = ["in use by another mount", "already mounted", "busy"];
+            words.iter().any(|words| said.contains(words))
+        };
         let mut output = self.try_mount();
         while !output.status.success()
-            && (text(&output.stderr).contains("in use by another mount")
-                || is_mounted_elsewhere(&self.mnt))
+            && (in_use(text(&output.stderr)) || is_mounted_elsewhere(&self.mnt))
             && begun.elapsed() < NAMESPACES
         {
             wait_for_namespaces(&self.mnt);
+            std::thread::sleep(Duration::from_millis(10));
             output = self.try_mount();
         }
         let (out, err) = (text(&output.stdout), text(&output.stderr));
