@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 /// How long it is looked for: what a client takes to be woken, and to ask.
 const PATIENCE: Duration = Duration::from_micros(50);
+/// How long between two looks, each of which is a system call.
+const PAUSE: Duration = Duration::from_micros(2);
 /// After so many in vain one in `2^LOSSES` is tried.
 const LOSSES: u32 = 6;
 
@@ -40,12 +42,20 @@ impl Linger {
             return;
         }
         let begun = Instant::now();
-        while begun.elapsed() < patience {
-            hint::spin_loop();
-            if is_there() {
+        let mut next = PAUSE;
+        loop {
+            let now = begun.elapsed();
+            if now >= patience {
+                break;
+            }
+            if now < next {
+                hint::spin_loop();
+            } else if is_there() {
                 self.won += 1;
                 self.lost = 0;
                 return;
+            } else {
+                next = now + PAUSE;
             }
         }
         self.lost = (self.lost + 1).min(LOSSES);
