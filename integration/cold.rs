@@ -4,8 +4,10 @@
 //! time, and few requests are served at once. What was fetched, and how many at a time, is counted there.
 
 mod hostile;
+mod parts;
 mod profiles;
 mod programs;
+mod trails;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -251,7 +253,11 @@ fn files_that_the_kernel_reads_by_itself_are_known_too() {
     let daemon = case.mount();
     fs::read(case.at("large")).unwrap();
     daemon.end();
-    assert_eq!(case.profile().files[0].pieces, 1, "not all of a large one");
+    assert_eq!(
+        case.profile().files[0].parts.pieces(),
+        1,
+        "not all of a large one"
+    );
     fs::remove_file(case.profile_path()).unwrap();
     case.run(0..40);
     assert_eq!(case.profile().files.len(), 40);
@@ -335,7 +341,7 @@ fn limits_hold() {
         .find(|file| *file.path == *b"big")
         .unwrap();
     assert!(
-        large.pieces & 1 == 1 && large.pieces.count_ones() < 40,
+        large.parts.pieces() & 1 == 1 && large.parts.pieces().count_ones() < 40,
         "{large:?}"
     );
 
@@ -461,50 +467,4 @@ fn a_run_is_kept_when_the_job_has_settled_and_a_crash_loses_no_more_than_the_rec
     drop(daemon);
     let profile = case.profile();
     assert_eq!((profile.runs, profile.files.len()), (2, 20));
-}
-
-#[test]
-fn a_job_that_runs_seldom_is_known_by_its_first_file() {
-    let Some(case) = Case::new(2, 10, |_| {}) else {
-        return;
-    };
-    case.run(50..80);
-    for _ in 0..5 {
-        case.run(0..10);
-    }
-    let profile = case.profile();
-    assert_eq!(profile.expected().count(), 10);
-    case.slow.renew();
-    let daemon = case.mount();
-    case.wait("the expected", |seen| number(seen, "files") == 10);
-    case.read(std::iter::once(60));
-    case.wait("its trail", |seen| number(seen, "files") == 10 + 29);
-    daemon.end();
-}
-
-/// Another mount has the turn, and what is expected waits for it.
-#[test]
-fn a_trail_is_fetched_before_what_is_expected() {
-    let Some(case) = Case::new(2, 10, |_| {}) else {
-        return;
-    };
-    case.run(90..FILES);
-    for _ in 0..5 {
-        case.run(0..10);
-    }
-    assert_eq!(case.profile().expected().count(), 10);
-    let name = case.profile_path();
-    let name = name.file_name().unwrap().to_string_lossy();
-    let turn = fs::File::create(case.profiles.path().join(format!(".turn-{name}-0"))).unwrap();
-    turn.lock().unwrap();
-    case.slow.renew();
-    let daemon = case.mount();
-    case.read(std::iter::once(95));
-    let trail = FILES - 90 - 1;
-    case.wait("its trail", |seen| number(seen, "files") == trail as u64);
-    drop(turn);
-    case.wait("the rest", |seen| {
-        number(seen, "files") == trail as u64 + 10
-    });
-    daemon.end();
 }

@@ -144,7 +144,7 @@ fn a_bad_profile_is_an_error_if_it_was_asked_for_and_else_a_warning() {
     let good = fs::read_to_string(&path).unwrap();
     for bad in [
         good.replace("lib/", "../"),
-        good.replace("profile 1", "profile 9"),
+        good.replace("profile 2", "profile 9"),
         good[..good.len() / 2].to_owned(),
         "{}".to_owned(),
         String::new(),
