@@ -3,6 +3,7 @@
 //! The layers lie in a file system that behaves as a CVMFS client with an empty cache: the first open of a file takes
 //! time, and few requests are served at once. What was fetched, and how many at a time, is counted there.
 
+mod first;
 mod hostile;
 mod parts;
 mod profiles;
