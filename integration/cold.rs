@@ -141,8 +141,8 @@ fn number(of: &Value, key: &str) -> u64 {
 
 #[test]
 fn the_second_run_fetches_at_once_what_the_first_opened() {
-    for in_flight in [10, 16] {
-        let Some(case) = Case::new(25, in_flight, |_| {}) else {
+    for (latency, in_flight) in [(25, 10), (25, 16), (100, 16)] {
+        let Some(case) = Case::new(latency, in_flight, |_| {}) else {
             return;
         };
         let first = case.run(0..FILES);
@@ -168,7 +168,7 @@ fn the_second_run_fetches_at_once_what_the_first_opened() {
         assert_eq!(case.cold().transfers(), fetched);
         assert!(case.cold().most() >= 8, "{} at a time", case.cold().most());
         assert!(case.cold().most() <= in_flight);
-        eprintln!("{in_flight} in flight: {first:?}, then {second:?}");
+        eprintln!("{latency} ms, {in_flight} in flight: {first:?}, then {second:?}");
         let [wanted, files, used, late, failed] =
             ["wanted", "files", "used", "late", "failed"].map(|key| number(&seen, key));
         assert_eq!((wanted, failed), (FILES as u64, 0));
@@ -201,9 +201,11 @@ fn files_are_opened_once_whoever_opens_them() {
 #[test]
 fn a_program_waits_for_one_transfer_at_most_before_its_own() {
     const LATENCY: u64 = 100;
+    const SERVED: usize = 10;
     const MANY: usize = 400;
-    let many = |n: usize| format!("many/f{n}");
-    let Some(case) = Case::new(LATENCY, 10, |source| {
+    // Names in one directory are looked up one after the other.
+    let many = |n: usize| format!("many/d{}/f{n}", n % 50);
+    let Some(case) = Case::new(LATENCY, SERVED, |source| {
         for n in 0..MANY {
             file(source.join("l0").join(many(n)), "x");
         }
@@ -229,8 +231,10 @@ fn a_program_waits_for_one_transfer_at_most_before_its_own() {
     fs::symlink_metadata(case.at(&path(0))).unwrap();
     case.cold().wait_for(LAYERS as u64 + 60);
     let begun = Instant::now();
-    case.read(std::iter::once(0));
+    let asked = case.cold().most_asked(|| case.read(std::iter::once(0)));
     let took = begun.elapsed();
+    // Of fewer than twice what is served at once, each waits for one transfer at most before its turn.
+    assert!(asked < 2 * SERVED, "{asked} requests at one time");
     let left = MANY as u64 - number(&case.prefetch(), "files");
     assert!(left > 100, "it was served behind the queue: {left}");
     let one = Duration::from_millis(LATENCY);

@@ -47,3 +47,38 @@ fn a_trail_is_fetched_before_what_is_expected() {
     });
     daemon.end();
 }
+
+#[test]
+fn a_profile_of_which_three_runs_used_nothing_is_retired_and_stays_as_a_trail() {
+    let Some(case) = Case::new(0, 10, |_| {}) else {
+        return;
+    };
+    case.run(0..40);
+    let before = case.profile();
+    for (n, expected) in [40, 56, 72].into_iter().enumerate() {
+        case.slow.renew();
+        let daemon = case.mount();
+        case.wait("the expected", |seen| number(seen, "files") == expected);
+        let first = 40 + 16 * n;
+        case.read(first..first + 16);
+        daemon.end();
+    }
+    let profile = case.profile();
+    assert_eq!((profile.runs, profile.files.len()), (4, 88));
+    // Without that, all would be: one of four runs has opened each.
+    let expected: Vec<_> = profile.expected().map(|file| &file.path).collect();
+    assert_eq!(expected.len(), 16);
+    assert!(
+        before
+            .files
+            .iter()
+            .all(|file| !expected.contains(&&file.path))
+    );
+
+    case.slow.renew();
+    let daemon = case.mount();
+    case.wait("the expected", |seen| number(seen, "files") == 16);
+    case.read(std::iter::once(0));
+    case.wait("the first run's", |seen| number(seen, "files") == 16 + 39);
+    daemon.end();
+}
