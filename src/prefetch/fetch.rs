@@ -216,16 +216,17 @@ impl Fetcher {
             work.running -= 1;
             match outcome {
                 Outcome::Passed => {
+                    work.was(place, None);
                     work.files += 1;
                     work.bytes += profile::bytes_of(wanted.pieces, wanted.size);
                 }
                 Outcome::Fetched { warm } => {
-                    work.was(place, warm);
+                    work.was(place, Some(warm));
                     if !warm {
                         work.pace.fetched(self.begun.elapsed());
                     }
                 }
-                Outcome::Failed => work.was(place, true),
+                Outcome::Failed => work.was(place, Some(true)),
             }
             let wider = work.pace.width() > width;
             drop(work);
@@ -252,6 +253,7 @@ impl Fetcher {
             let (place, wanted) = work.next()?;
             let bytes = profile::bytes_of(wanted.pieces, wanted.size);
             if bytes > work.bytes {
+                work.was(place, None);
                 continue;
             }
             work.bytes -= bytes;
@@ -433,8 +435,8 @@ impl Work {
         })
     }
 
-    /// A file is there: whether it was already.
-    fn was(&mut self, place: Place, warm: bool) {
+    /// As [`Queue::was`] is told.
+    fn was(&mut self, place: Place, warm: Option<bool>) {
         if let Some(batch) = self.batches.get_mut(place.batch) {
             batch.queue.was(place.at, warm);
         }
