@@ -3,9 +3,12 @@
 //! The layers lie in a file system that behaves as a CVMFS client with an empty cache: the first open of a file takes
 //! time, and few requests are served at once. What was fetched, and how many at a time, is counted there.
 
+mod first;
 mod hostile;
+mod parts;
 mod profiles;
 mod programs;
+mod trails;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -138,8 +141,8 @@ fn number(of: &Value, key: &str) -> u64 {
 
 #[test]
 fn the_second_run_fetches_at_once_what_the_first_opened() {
-    for in_flight in [10, 16] {
-        let Some(case) = Case::new(25, in_flight, |_| {}) else {
+    for (latency, in_flight) in [(25, 10), (25, 16), (100, 16)] {
+        let Some(case) = Case::new(latency, in_flight, |_| {}) else {
             return;
         };
         let first = case.run(0..FILES);
@@ -165,7 +168,7 @@ fn the_second_run_fetches_at_once_what_the_first_opened() {
         assert_eq!(case.cold().transfers(), fetched);
         assert!(case.cold().most() >= 8, "{} at a time", case.cold().most());
         assert!(case.cold().most() <= in_flight);
-        eprintln!("{in_flight} in flight: {first:?}, then {second:?}");
+        eprintln!("{latency} ms, {in_flight} in flight: {first:?}, then {second:?}");
         let [wanted, files, used, late, failed] =
             ["wanted", "files", "used", "late", "failed"].map(|key| number(&seen, key));
         assert_eq!((wanted, failed), (FILES as u64, 0));
@@ -198,9 +201,11 @@ fn files_are_opened_once_whoever_opens_them() {
 #[test]
 fn a_program_waits_for_one_transfer_at_most_before_its_own() {
     const LATENCY: u64 = 100;
+    const SERVED: usize = 10;
     const MANY: usize = 400;
-    let many = |n: usize| format!("many/f{n}");
-    let Some(case) = Case::new(LATENCY, 10, |source| {
+    // Names in one directory are looked up one after the other.
+    let many = |n: usize| format!("many/d{}/f{n}", n % 50);
+    let Some(case) = Case::new(LATENCY, SERVED, |source| {
         for n in 0..MANY {
             file(source.join("l0").join(many(n)), "x");
         }
@@ -226,8 +231,10 @@ fn a_program_waits_for_one_transfer_at_most_before_its_own() {
     fs::symlink_metadata(case.at(&path(0))).unwrap();
     case.cold().wait_for(LAYERS as u64 + 60);
     let begun = Instant::now();
-    case.read(std::iter::once(0));
+    let asked = case.cold().most_asked(|| case.read(std::iter::once(0)));
     let took = begun.elapsed();
+    // Of fewer than twice what is served at once, each waits for one transfer at most before its turn.
+    assert!(asked < 2 * SERVED, "{asked} requests at one time");
     let left = MANY as u64 - number(&case.prefetch(), "files");
     assert!(left > 100, "it was served behind the queue: {left}");
     let one = Duration::from_millis(LATENCY);
@@ -251,7 +258,11 @@ fn files_that_the_kernel_reads_by_itself_are_known_too() {
     let daemon = case.mount();
     fs::read(case.at("large")).unwrap();
     daemon.end();
-    assert_eq!(case.profile().files[0].pieces, 1, "not all of a large one");
+    assert_eq!(
+        case.profile().files[0].parts.pieces(),
+        1,
+        "not all of a large one"
+    );
     fs::remove_file(case.profile_path()).unwrap();
     case.run(0..40);
     assert_eq!(case.profile().files.len(), 40);
@@ -336,7 +347,7 @@ fn limits_hold() {
         .find(|file| *file.path == *b"big")
         .unwrap();
     assert!(
-        large.pieces & 1 == 1 && large.pieces.count_ones() < 40,
+        large.parts.pieces() & 1 == 1 && large.parts.pieces().count_ones() < 40,
         "{large:?}"
     );
 
@@ -462,50 +473,4 @@ fn a_run_is_kept_when_the_job_has_settled_and_a_crash_loses_no_more_than_the_rec
     drop(daemon);
     let profile = case.profile();
     assert_eq!((profile.runs, profile.files.len()), (2, 20));
-}
-
-#[test]
-fn a_job_that_runs_seldom_is_known_by_its_first_file() {
-    let Some(case) = Case::new(2, 10, |_| {}) else {
-        return;
-    };
-    case.run(50..80);
-    for _ in 0..5 {
-        case.run(0..10);
-    }
-    let profile = case.profile();
-    assert_eq!(profile.expected().count(), 10);
-    case.slow.renew();
-    let daemon = case.mount();
-    case.wait("the expected", |seen| number(seen, "files") == 10);
-    case.read(std::iter::once(60));
-    case.wait("its trail", |seen| number(seen, "files") == 10 + 29);
-    daemon.end();
-}
-
-/// Another mount has the turn, and what is expected waits for it.
-#[test]
-fn a_trail_is_fetched_before_what_is_expected() {
-    let Some(case) = Case::new(2, 10, |_| {}) else {
-        return;
-    };
-    case.run(90..FILES);
-    for _ in 0..5 {
-        case.run(0..10);
-    }
-    assert_eq!(case.profile().expected().count(), 10);
-    let name = case.profile_path();
-    let name = name.file_name().unwrap().to_string_lossy();
-    let turn = fs::File::create(case.profiles.path().join(format!(".turn-{name}-0"))).unwrap();
-    turn.lock().unwrap();
-    case.slow.renew();
-    let daemon = case.mount();
-    case.read(std::iter::once(95));
-    let trail = FILES - 90 - 1;
-    case.wait("its trail", |seen| number(seen, "files") == trail as u64);
-    drop(turn);
-    case.wait("the rest", |seen| {
-        number(seen, "files") == trail as u64 + 10
-    });
-    daemon.end();
 }

@@ -134,6 +134,62 @@ fn sizes_that_are_made_small_do_not_get_past_the_bound() {
     daemon.end();
 }
 
+/// The client tells of 4 GiB, all of it free.
+#[test]
+fn no_more_is_fetched_than_the_share_of_what_is_free_in_the_cache() {
+    let Some(mut case) = Case::new(0, 10, |_| {}) else {
+        return;
+    };
+    let given = case.profiles.path().join("given");
+    let large = profile(&case, &["own/x0"], 1 << 30);
+    let both = profile(&case, &["lib/d0/f0"], 1).over(&large);
+    let order = both.expected().map(|file| file.size).collect::<Vec<_>>();
+    assert_eq!(order, [1 << 30, 1]);
+    fs::write(&given, both.to_text()).unwrap();
+    let options = case.fixture.options.clone();
+    for (percent, files) in [(20, 1), (30, 2)] {
+        case.fixture.options = options.clone();
+        case.fixture.options.extend([
+            "--prefetch".to_owned(),
+            given.display().to_string(),
+            format!("--prefetch-limits=readers=1,cache={percent}"),
+        ]);
+        let daemon = case.mount();
+        // The small one comes last.
+        let seen = case.wait("the small file", |seen| {
+            number(seen, "bytes") >= path(0).repeat(50).len() as u64
+        });
+        assert_eq!(number(&seen, "files"), files, "{percent} %");
+        daemon.end();
+    }
+}
+
+/// Who holds what mounts take turns by holds up nobody else, and writes nothing of theirs.
+#[test]
+fn what_another_user_holds_keeps_nobody_from_fetching() {
+    let Some(case) = Case::new(0, 10, |_| {}) else {
+        return;
+    };
+    case.run(0..20);
+    let profile = case.profile_path();
+    let name = profile.file_name().unwrap().to_string_lossy();
+    let held = [format!(".turn-{name}-0"), ".write-0".to_owned()].map(|name| {
+        let path = case.profiles.path().join(name);
+        let file = fs::File::create(&path).unwrap();
+        std::os::unix::fs::chown(&path, Some(1234), Some(1234)).unwrap();
+        file.lock().unwrap();
+        file
+    });
+    case.slow.renew();
+    let daemon = case.mount();
+    case.wait("all", |seen| number(seen, "files") == 20);
+    case.read(0..20);
+    let log = daemon.end().log;
+    assert!(log.contains("is not kept"), "{log}");
+    assert_eq!(case.profile().runs, 1);
+    drop(held);
+}
+
 #[test]
 fn a_bad_profile_is_an_error_if_it_was_asked_for_and_else_a_warning() {
     let Some(case) = Case::new(0, 10, |_| {}) else {
@@ -144,7 +200,7 @@ fn a_bad_profile_is_an_error_if_it_was_asked_for_and_else_a_warning() {
     let good = fs::read_to_string(&path).unwrap();
     for bad in [
         good.replace("lib/", "../"),
-        good.replace("profile 1", "profile 9"),
+        good.replace("profile 2", "profile 9"),
         good[..good.len() / 2].to_owned(),
         "{}".to_owned(),
         String::new(),

@@ -349,7 +349,7 @@ fn table(path: &Path, profile: &Profile) -> String {
 
 /// How many bytes of a file runs have read, as far as that is known.
 fn read(file: &profile::File) -> u64 {
-    bytes_of(file.pieces, file.size)
+    bytes_of(file.parts.pieces(), file.size)
 }
 
 fn as_json(profile: &Profile) -> Value {

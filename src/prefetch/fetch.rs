@@ -39,12 +39,14 @@ pub struct Wanted {
     pub layer: usize,
     /// In the layer.
     pub path: Box<[u8]>,
-    /// As [`profile::File`] has them.
+    /// Which 64ths of it, as [`profile::pieces`] counts them.
     pub pieces: u64,
     /// How long it was.
     pub size: u64,
     /// By which [`Ahead`] knows it.
     pub hash: u64,
+    /// Whether these are more pieces of a file that may have been fetched, or opened by a program, already.
+    pub is_more: bool,
 }
 
 /// By the places of their layers, and by their paths.
@@ -184,7 +186,8 @@ impl Fetcher {
 
     /// Fetches these files, before those that are being fetched already. Returns when that is done, or over.
     pub fn fetch(&self, files: Vec<Wanted>) {
-        self.ahead.queue(files.iter().map(|file| file.hash));
+        let new = files.iter().filter(|file| !file.is_more);
+        self.ahead.queue(new.map(|file| file.hash));
         let batch = Batch {
             queue: Queue::new(files.len()),
             files: files.into(),
@@ -213,16 +216,17 @@ impl Fetcher {
             work.running -= 1;
             match outcome {
                 Outcome::Passed => {
+                    work.was(place, None);
                     work.files += 1;
                     work.bytes += profile::bytes_of(wanted.pieces, wanted.size);
                 }
                 Outcome::Fetched { warm } => {
-                    work.was(place, warm);
+                    work.was(place, Some(warm));
                     if !warm {
                         work.pace.fetched(self.begun.elapsed());
                     }
                 }
-                Outcome::Failed => work.was(place, true),
+                Outcome::Failed => work.was(place, Some(true)),
             }
             let wider = work.pace.width() > width;
             drop(work);
@@ -249,6 +253,7 @@ impl Fetcher {
             let (place, wanted) = work.next()?;
             let bytes = profile::bytes_of(wanted.pieces, wanted.size);
             if bytes > work.bytes {
+                work.was(place, None);
                 continue;
             }
             work.bytes -= bytes;
@@ -262,12 +267,17 @@ impl Fetcher {
         let Some(root) = self.layers.get(wanted.layer) else {
             return Outcome::Passed;
         };
-        if root.failed.load(Ordering::Relaxed) || !self.ahead.begin(wanted.hash) {
+        if root.failed.load(Ordering::Relaxed) {
+            return Outcome::Passed;
+        }
+        if !wanted.is_more && !self.ahead.begin(wanted.hash) {
             return Outcome::Passed;
         }
         let begun = Instant::now();
         let opened = self.open(root, wanted).map(Arc::new);
-        self.ahead.opened(wanted.hash, opened.as_ref().ok());
+        if !wanted.is_more {
+            self.ahead.opened(wanted.hash, opened.as_ref().ok());
+        }
         let fd = match opened {
             Ok(fd) => fd,
             Err(e) => {
@@ -425,8 +435,8 @@ impl Work {
         })
     }
 
-    /// A file is there: whether it was already.
-    fn was(&mut self, place: Place, warm: bool) {
+    /// As [`Queue::was`] is told.
+    fn was(&mut self, place: Place, warm: Option<bool>) {
         if let Some(batch) = self.batches.get_mut(place.batch) {
             batch.queue.was(place.at, warm);
         }

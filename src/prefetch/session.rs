@@ -128,13 +128,13 @@ impl Inner {
     fn expect(&self, profile: &Profile) -> Vec<Wanted> {
         let expected: Vec<Wanted> = profile
             .expected()
-            .filter_map(|file| self.wanted(profile, file))
+            .filter_map(|file| self.wanted(profile, file, profile.expected_of(file)))
             .collect();
         let ahead = &self.learning.ahead;
         ahead.queue(expected.iter().map(|file| file.hash));
-        for (trail, files) in profile.trails() {
-            let files = self.of_trail(profile, &files);
-            ahead.watch(files.iter().map(|file| (file.hash, trail)));
+        for (number, trail) in profile.trails() {
+            let files = self.all_wanted(profile, &trail.files);
+            ahead.watch(files.map(|file| (file.hash, number)));
         }
         expected
     }
@@ -156,28 +156,39 @@ impl Inner {
     /// Fetches the trails that programs step on, until there are no more.
     fn follow(&self, profile: &Profile) {
         let trails = profile.trails();
-        while let Some(trail) = self.learning.ahead.next_trail() {
-            if let Some(files) = trails.get(&trail) {
-                self.fetcher.fetch(self.of_trail(profile, files));
+        while let Some(number) = self.learning.ahead.next_trail() {
+            if let Some(trail) = trails.get(&number) {
+                let files = self.all_wanted(profile, &trail.files);
+                let parts = self.all_wanted(profile, &trail.parts);
+                let parts = parts.map(|part| Wanted {
+                    is_more: true,
+                    ..part
+                });
+                self.fetcher.fetch(files.chain(parts).collect());
             }
         }
     }
 
-    fn of_trail(&self, profile: &Profile, files: &[usize]) -> Vec<Wanted> {
-        let files = files.iter().filter_map(|at| profile.files.get(*at));
-        files
-            .filter_map(|file| self.wanted(profile, file))
-            .collect()
+    fn all_wanted(
+        &self,
+        profile: &Profile,
+        files: &[(usize, u64)],
+    ) -> impl Iterator<Item = Wanted> {
+        files.iter().filter_map(move |(at, pieces)| {
+            let file = profile.files.get(*at)?;
+            self.wanted(profile, file, *pieces)
+        })
     }
 
-    fn wanted(&self, profile: &Profile, file: &File) -> Option<Wanted> {
+    fn wanted(&self, profile: &Profile, file: &File, pieces: u64) -> Option<Wanted> {
         let identity = profile.layers.get(file.layer)?;
         Some(Wanted {
             layer: self.layers.iter().position(|layer| layer == identity)?,
             path: file.path.clone(),
-            pieces: file.pieces,
+            pieces,
             size: file.size,
             hash: hash_at(identity, &file.path),
+            is_more: false,
         })
     }
 

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
+use super::parts::{Part, Parts};
 use super::{File, MOST_FILES, MOST_LAYERS, Profile, Replay, key};
 use crate::hash::stable_hash;
 use crate::text::{self, escaped};
@@ -17,7 +18,9 @@ pub const MAX_PATH: usize = 4096;
 /// What the first line of a profile of any version begins with.
 pub const MARK: &str = "cvmfs-union profile ";
 /// How a profile begins.
-pub const HEAD: &str = "cvmfs-union profile 1";
+pub const HEAD: &str = "cvmfs-union profile 2";
+/// The same before parts of files had histories: all that was ever read of one was read by the runs that opened it.
+const HEAD_OF_1: &str = "cvmfs-union profile 1";
 
 const OTHER_VERSION: &str = "a profile of another version";
 
@@ -71,15 +74,24 @@ impl Profile {
             let File {
                 layer,
                 size,
-                pieces,
                 history,
                 last,
                 ..
             } = file;
+            let always = |part: &&Part| (part.history, part.last) == (*history, *last);
+            let pieces = file.parts.iter().find(always).map_or(0, |part| part.pieces);
             text.push_str(&format!(
                 "file {layer} {size} {pieces:x} {history:x} {last} {shared} {}\n",
                 escaped(rest)
             ));
+            for part in file.parts.iter().filter(|part| !always(part)) {
+                let Part {
+                    pieces,
+                    history,
+                    last,
+                } = part;
+                text.push_str(&format!("part {pieces:x} {history:x} {last}\n"));
+            }
             before = &file.path;
         }
         let sum = stable_hash(0, text.as_bytes());
@@ -102,13 +114,14 @@ impl Profile {
         }
         let text = std::str::from_utf8(bytes).map_err(|_| refuse(1, "not a profile"))?;
         let lines = text.lines().count();
-        match text.lines().next() {
-            Some(HEAD) => {}
+        let with_parts = match text.lines().next() {
+            Some(HEAD) => true,
+            Some(HEAD_OF_1) => false,
             Some(head) if head.starts_with(MARK) => {
                 return Err(refuse(1, OTHER_VERSION));
             }
             _ => return Err(refuse(1, "not a profile")),
-        }
+        };
         let sum = text.rfind("sum ").unwrap_or(0);
         let (summed, end) = text.split_at_checked(sum).unwrap_or_default();
         if end != format!("sum {:016x}\n", stable_hash(0, summed.as_bytes())) {
@@ -118,7 +131,7 @@ impl Profile {
         let mut before = Vec::new();
         for (line, number) in summed.lines().zip(1..).skip(1) {
             profile
-                .take(line, &mut before)
+                .take(line, &mut before, with_parts)
                 .map_err(|why| refuse(number, &why))?;
         }
         let mut seen = HashSet::new();
@@ -128,7 +141,7 @@ impl Profile {
         Ok(profile)
     }
 
-    fn take(&mut self, line: &str, before: &mut Vec<u8>) -> Result<(), String> {
+    fn take(&mut self, line: &str, before: &mut Vec<u8>, with_parts: bool) -> Result<(), String> {
         let mut words = Words(line.split(' '));
         match words.next()? {
             "runs" => self.runs = words.number()?,
@@ -154,6 +167,7 @@ impl Profile {
                 self.layers.push(name);
             }
             "file" => self.files.push(self.file(&mut words, before)?),
+            "part" if with_parts => self.part(&mut words)?,
             word => return Err(format!("no line begins with {}", quoted(word))),
         }
         match words.0.next() {
@@ -172,11 +186,7 @@ impl Profile {
         }
         let size = words.number()?;
         let pieces = words.hex()?;
-        let history = u32::try_from(words.hex()?).map_err(|_| "a history of more than 32 runs")?;
-        let last: u32 = words.number()?;
-        if last > self.runs || last == 0 {
-            return Err(format!("of the runs there is none with the number {last}"));
-        }
+        let (history, last) = self.runs_of(words)?;
         let shared: usize = words.number()?;
         if shared > before.len() {
             return Err("a path that goes on from more than the one before it".to_owned());
@@ -188,10 +198,35 @@ impl Profile {
             layer,
             path: before.as_slice().into(),
             size,
-            pieces,
+            parts: Parts::new(pieces, history, last),
             history,
             last,
         })
+    }
+
+    /// A part of the last file.
+    fn part(&mut self, words: &mut Words<'_>) -> Result<(), String> {
+        let pieces = words.hex()?;
+        let (history, last) = self.runs_of(words)?;
+        let file = self.files.last_mut().ok_or("a part of no file")?;
+        if pieces == 0 {
+            return Err("a part that is empty".to_owned());
+        }
+        if file.parts.pieces() & pieces != 0 {
+            return Err("a part of which something is in another one".to_owned());
+        }
+        file.parts.add(pieces, history, last);
+        Ok(())
+    }
+
+    /// Which runs, and the last of them.
+    fn runs_of(&self, words: &mut Words<'_>) -> Result<(u32, u32), String> {
+        let history = u32::try_from(words.hex()?).map_err(|_| "a history of more than 32 runs")?;
+        let last: u32 = words.number()?;
+        if last > self.runs || last == 0 {
+            return Err(format!("of the runs there is none with the number {last}"));
+        }
+        Ok((history, last))
     }
 }
 
@@ -238,6 +273,9 @@ impl<'a> Words<'a> {
         number.ok_or_else(|| format!("{} is no hexadecimal number, or too large", quoted(word)))
     }
 }
+
+/// The most bytes of a line about a part.
+pub const PART_SIZE: usize = 48;
 
 /// The most bytes of a line with this name in it, and a share of the lines that are there once.
 pub fn line_size(name: &[u8]) -> usize {

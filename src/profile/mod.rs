@@ -5,17 +5,19 @@
 //! For each file there is a history of the last 32 runs, one bit a run. What one of the last two or a quarter of
 //! all of them opened is *expected*, and fetched ahead. The rest is kept for a long time: the files that one run
 //! opened last, and no run after it, are called its *trail*. A job that runs seldom is known by the first file
-//! of its trail that is opened.
+//! of its trail that is opened. What was read of a file has a history of its own ([`parts`]), by the same rules.
 //!
 //! Nothing here opens a file of a layer; [`store`] reads and writes profiles on the disk.
 
 pub mod format;
+pub mod parts;
 pub mod store;
 
 use std::collections::{HashMap, HashSet};
 
 use crate::hash::stable_hash;
-use format::{MAX_PATH, MAX_SIZE, line_size};
+use format::{MAX_PATH, MAX_SIZE, PART_SIZE, line_size};
+use parts::{Part, Parts};
 
 /// The most files of a profile.
 pub const MOST_FILES: usize = 20_000;
@@ -43,8 +45,8 @@ pub struct File {
     pub path: Box<[u8]>,
     /// Its length in bytes.
     pub size: u64,
-    /// Which 64ths of it were read: bit 0 the first. See [`piece`].
-    pub pieces: u64,
+    /// What was read of it.
+    pub parts: Parts,
     /// Which of the last runs opened it: bit 0 the last one.
     pub history: u32,
     /// The number of the last run that opened it, from 1 on.
@@ -60,7 +62,7 @@ pub struct Opened {
     pub path: Box<[u8]>,
     /// As in [`File`].
     pub size: u64,
-    /// As in [`File`].
+    /// Which 64ths of it were read: bit 0 the first. See [`piece`].
     pub pieces: u64,
 }
 
@@ -77,6 +79,15 @@ pub struct Replay {
     pub used: u64,
     /// How long these had taken to fetch, less what programs waited for them, milliseconds.
     pub saved: u64,
+}
+
+/// What one run was the last to want, of what is not expected. The numbers are those in [`Profile::files`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trail {
+    /// Files that no run after it has opened, each with what it read of them.
+    pub files: Vec<(usize, u64)>,
+    /// Parts of files that others have opened since, or open in any case.
+    pub parts: Vec<(usize, u64)>,
 }
 
 /// What is known of the runs of an image.
@@ -135,15 +146,29 @@ impl Profile {
 
     /// Whether the next run is expected to open it.
     pub fn expects(&self, file: &File) -> bool {
-        let often = file.history.count_ones() * EXPECTED >= self.runs.min(32);
-        file.history & LATEST != 0 || often && file.history != 0
+        self.is_usual(file.history)
+    }
+
+    /// What the next run is expected to read of a file.
+    pub fn expected_of(&self, file: &File) -> u64 {
+        let usual = file.parts.iter().filter(|part| self.is_usual(part.history));
+        usual.fold(0, |all, part| all | part.pieces)
+    }
+
+    /// Whether runs of that history are such that the next one will be another.
+    fn is_usual(&self, history: u32) -> bool {
+        let often = history.count_ones() * EXPECTED >= self.runs.min(32);
+        history & LATEST != 0 || often && history != 0
     }
 
     /// Adds what a run opened, and forgets what has not been opened for long.
     pub fn add_run(&mut self, opened: &[Opened]) {
         self.runs = self.runs.saturating_add(1);
         let mut old = std::mem::take(&mut self.files);
-        old.iter_mut().for_each(|file| file.history <<= 1);
+        for file in &mut old {
+            file.history <<= 1;
+            file.parts.age();
+        }
         let known: HashMap<Key<'_>, &File> = old.iter().map(|file| (key(file), file)).collect();
         let mut layers = Layers::of(std::mem::take(&mut self.layers));
         let mut new: Vec<File> = Vec::new();
@@ -154,11 +179,13 @@ impl Profile {
             }
             let known = known.get(&(layer, &*one.path));
             let same = known.filter(|file| file.size == one.size);
+            let mut parts = same.map_or_else(Parts::default, |file| file.parts.clone());
+            parts.add(one.pieces, 1, self.runs);
             new.push(File {
                 layer,
                 path: one.path.clone(),
                 size: one.size,
-                pieces: one.pieces | same.map_or(0, |file| file.pieces),
+                parts,
                 history: 1 | known.map_or(0, |file| file.history),
                 last: self.runs,
             });
@@ -189,6 +216,8 @@ impl Profile {
         let last = self.runs;
         for file in &mut self.files {
             file.history = u32::from(file.last == last);
+            let of_last = |part: &mut Part| part.history = u32::from(part.last == last);
+            file.parts.change(of_last);
         }
         self.poor = 0;
         true
@@ -203,18 +232,25 @@ impl Profile {
         let old: Vec<File> = base
             .expected()
             .map(|file| File {
+                parts: Parts::new(base.expected_of(file), first, 1),
                 history: first,
                 last: 1,
                 ..file.clone()
             })
             .collect();
-        let known: HashSet<Key<'_>> = old.iter().map(key).collect();
+        let known: HashMap<Key<'_>, &File> = old.iter().map(|file| (key(file), file)).collect();
         let new = self.files.iter().filter_map(|file| {
             let layer = *renumbered.get(file.layer)?;
-            let also = known.contains(&(layer, &*file.path));
+            let also = known.get(&(layer, &*file.path));
+            let mut parts = file.parts.clone();
+            parts.change(|part| part.last = part.last.saturating_add(1));
+            if let Some(same) = also.filter(|also| also.size == file.size) {
+                parts.add(same.parts.pieces(), first, 1);
+            }
             Some(File {
                 layer,
-                history: file.history | if also { first } else { 0 },
+                parts,
+                history: file.history | also.map_or(0, |_| first),
                 last: file.last.saturating_add(1),
                 ..file.clone()
             })
@@ -237,31 +273,36 @@ impl Profile {
         let mut alone = Profile {
             layers: self.layers.clone(),
             files: self.expected().cloned().collect(),
+            runs: 1,
             ..Profile::default()
         };
-        alone.be_one_run();
+        for file in &mut alone.files {
+            file.parts = Parts::new(self.expected_of(file), 1, 1);
+            (file.history, file.last) = (1, 1);
+        }
         alone.shrink();
         alone
     }
 
-    /// The trail of each file that is not expected: the numbers, in [`Self::files`], of all that no run
-    /// after its last one has opened.
-    pub fn trails(&self) -> HashMap<u32, Vec<usize>> {
-        let mut trails: HashMap<u32, Vec<usize>> = HashMap::new();
+    /// The trails, by the numbers of their runs.
+    pub fn trails(&self) -> HashMap<u32, Trail> {
+        let mut trails: HashMap<u32, Trail> = HashMap::new();
         for (at, file) in self.files.iter().enumerate() {
-            if !self.expects(file) {
-                trails.entry(file.last).or_default().push(at);
+            let is_own = !self.expects(file);
+            if is_own {
+                let own = &mut trails.entry(file.last).or_default().files;
+                own.push((at, file.parts.read_by(file.last)));
+            }
+            let rest = file
+                .parts
+                .iter()
+                .filter(|part| !self.is_usual(part.history));
+            for part in rest.filter(|part| !is_own || part.last != file.last) {
+                let trail = trails.entry(part.last).or_default();
+                trail.parts.push((at, part.pieces));
             }
         }
         trails
-    }
-
-    /// As if one run had opened all of it.
-    fn be_one_run(&mut self) {
-        self.runs = 1;
-        for file in &mut self.files {
-            (file.history, file.last) = (1, 1);
-        }
     }
 
     /// Lets go of what was not opened for long, and if there is more than a profile may have, of what was not
@@ -269,6 +310,9 @@ impl Profile {
     fn shrink(&mut self) {
         let oldest = self.runs.saturating_sub(KEPT_RUNS);
         self.files.retain(|file| file.last >= oldest);
+        for file in &mut self.files {
+            file.parts.retain(|part| part.last >= oldest);
+        }
         let mut newest: Vec<(usize, &File)> = self.files.iter().enumerate().collect();
         newest.sort_by_key(|(_, file)| std::cmp::Reverse(file.last));
         let (mut kept, mut layers) = (HashSet::new(), HashSet::new());
@@ -277,7 +321,8 @@ impl Profile {
             let name = self.layers.get(file.layer).map_or("", String::as_str);
             let new = !layers.contains(&file.layer);
             let layer = if new { line_size(name.as_bytes()) } else { 0 };
-            let size = line_size(&file.path) + layer;
+            let parts = file.parts.iter().count() * PART_SIZE;
+            let size = line_size(&file.path) + parts + layer;
             let many = kept.len() == MOST_FILES || new && layers.len() == MOST_LAYERS;
             if !many && size <= room {
                 room -= size;

@@ -274,12 +274,12 @@ mod tests {
         );
         add(&store, &path, "y")?;
         assert_eq!(read(&path)?.runs, 1);
-        fs::write(&path, "cvmfs-union profile 2\n")?;
+        fs::write(&path, "cvmfs-union profile 3\n")?;
         assert_eq!(
             add(&store, &path, "z").map_err(|e| e.kind()).err(),
             Some(io::ErrorKind::Unsupported)
         );
-        assert_eq!(fs::read(&path)?, b"cvmfs-union profile 2\n");
+        assert_eq!(fs::read(&path)?, b"cvmfs-union profile 3\n");
         fs::remove_file(&path)?;
         add(&store, &path, "y")?;
         // Left behind by one that was killed, or put there.

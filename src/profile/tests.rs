@@ -65,8 +65,72 @@ fn a_job_that_runs_seldom_is_one_trail() {
     assert_eq!(paths(profile.expected()), "sh daily");
     let trails = profile.trails();
     assert_eq!(trails.len(), 1);
-    let trail = trails.values().flatten().map(|at| &profile.files[*at]);
+    let trail = trails.values().flat_map(|trail| &trail.files);
+    let trail = trail.map(|(at, _)| &profile.files[*at]);
     assert_eq!(paths(trail), "monthly its-data");
+}
+
+fn place(profile: &Profile, path: &[u8]) -> usize {
+    let mut files = profile.files.iter();
+    files
+        .position(|file| *file.path == *path)
+        .unwrap_or(usize::MAX)
+}
+
+/// Runs that read these pieces of `f`, and each a file of its own.
+fn reading(runs: &[(&str, u64)]) -> Profile {
+    let mut profile = Profile::default();
+    for (own, pieces) in runs {
+        let mut run = opened(&["f", own]);
+        run[0].pieces = *pieces;
+        profile.add_run(&run);
+    }
+    profile
+}
+
+#[test]
+fn what_is_read_of_a_file_that_stays_fades_out_as_files_do() {
+    let once = [("a", 0b101), ("a", 0b1), ("a", 0b1), ("a", 0b1)];
+    let expected = |runs: &[(&str, u64)]| {
+        let profile = reading(runs);
+        let file = profile.files.iter().find(|file| *file.path == *b"f");
+        file.map(|file| (profile.expected_of(file), file.parts.pieces()))
+    };
+    assert_eq!(expected(&once), Some((0b101, 0b101)), "one in four");
+    let more = |n| [&once[..], &vec![("a", 0b1); n]].concat();
+    assert_eq!(expected(&more(1)), Some((0b1, 0b101)), "one in five");
+    let many = KEPT_RUNS as usize;
+    assert_eq!(expected(&more(many)), Some((0b1, 0b1)), "gone in the end");
+    let again = [&more(1)[..], &[("a", 0b100)]].concat();
+    assert_eq!(expected(&again), Some((0b101, 0b101)), "the last run did");
+}
+
+#[test]
+fn what_is_read_seldom_is_part_of_a_trail() {
+    let mut runs = vec![("daily", 0b1); 20];
+    runs.insert(3, ("monthly", 0b110));
+    let mut profile = reading(&runs);
+    let trail = Trail {
+        files: vec![(place(&profile, b"monthly"), 1)],
+        parts: vec![(place(&profile, b"f"), 0b110)],
+    };
+    assert_eq!(profile.trails(), HashMap::from([(4, trail)]));
+    // A part alone has no file by which it is known.
+    profile.files.retain(|file| *file.path != *b"monthly");
+    let trails = profile.trails();
+    assert!(trails.values().all(|trail| trail.files.is_empty()));
+}
+
+#[test]
+fn a_file_of_a_trail_comes_with_what_its_last_run_read() {
+    let mut profile = reading(&[("one", 0b11), ("two", 0b110)]);
+    for _ in 0..20 {
+        profile.add_run(&opened(&["daily"]));
+    }
+    let at = place(&profile, b"f");
+    let trails = profile.trails();
+    assert!(trails[&2].files.contains(&(at, 0b110)));
+    assert_eq!(trails[&1].parts, [(at, 0b1)]);
 }
 
 #[test]
@@ -119,10 +183,10 @@ fn the_read_parts_of_a_file_add_up_until_it_is_another() {
     profile.add_run(&run);
     run[0].pieces = 4;
     profile.add_run(&run);
-    assert_eq!(profile.files[0].pieces, 5);
+    assert_eq!(profile.files[0].parts.pieces(), 5);
     run[0].size += 1;
     profile.add_run(&run);
-    assert_eq!(profile.files[0].pieces, 4);
+    assert_eq!(profile.files[0].parts.pieces(), 4);
 }
 
 #[test]
@@ -153,6 +217,21 @@ fn a_profile_from_elsewhere_is_one_run_before_all_others() {
         (again.runs, paths(again.expected())),
         (2, "x a b c".to_owned())
     );
+}
+
+#[test]
+fn what_others_read_of_a_file_is_expected_too() {
+    let base = reading(&[("a", 0b10), ("a", 0b1), ("a", 0b1)]).exported();
+    let local = reading(&[("a", 0b1000)]).over(&base);
+    let of_f = |profile: &Profile| profile.expected_of(&profile.files[0]);
+    assert_eq!((of_f(&base), of_f(&local)), (0b11, 0b1011));
+    let mut local = local;
+    for _ in 0..4 {
+        let mut run = opened(&["f"]);
+        run[0].pieces = 0b1000;
+        local.add_run(&run);
+    }
+    assert_eq!(of_f(&local), 0b1000);
 }
 
 #[test]
@@ -191,7 +270,8 @@ fn after_poor_replays_in_a_row_only_the_last_run_is_expected_and_no_trail_lost()
     assert_eq!(paths(profile.expected()), "new");
     assert_eq!((profile.runs, profile.poor), (2, 0));
     let trails = profile.trails();
-    assert_eq!(trails.values().map(Vec::len).collect::<Vec<_>>(), [20]);
+    let sizes = trails.values().map(|trail| trail.files.len());
+    assert_eq!(sizes.collect::<Vec<_>>(), [20]);
     profile.poor = u32::MAX;
     assert!(profile.add_replay(replay(4), 20), "as nobody writes it");
 }
@@ -208,6 +288,10 @@ fn what_is_written_is_read() -> Outcome {
         pieces: u64::MAX,
     });
     profile.add_run(&run);
+    run[0].pieces = 0b110;
+    profile.add_run(&run);
+    run[0].pieces = 0;
+    profile.add_run(&run);
     profile.replay = Some(Replay {
         files: 1,
         bytes: 2,
@@ -218,8 +302,54 @@ fn what_is_written_is_read() -> Outcome {
     let text = profile.to_text();
     assert!(text.is_ascii());
     assert_eq!(Profile::parse(text.as_bytes())?, profile);
+    let parts = profile.files.iter().map(|file| file.parts.iter().count());
+    assert_eq!(parts.max(), Some(2));
     let empty = Profile::default();
     assert_eq!(Profile::parse(empty.to_text().as_bytes())?, empty);
+    Ok(())
+}
+
+#[test]
+fn parts_count_when_a_profile_gets_too_long() {
+    let mut profile = Profile::default();
+    // Each run reads one piece more of each file.
+    for run in 0..64 {
+        let mut all = opened(&vec!["f"; MOST_FILES / 4]);
+        for (n, one) in all.iter_mut().enumerate() {
+            one.path = n.to_string().into_bytes().into();
+            one.pieces = 1 << run;
+        }
+        profile.add_run(&all);
+    }
+    let text = profile.to_text();
+    assert!(text.len() <= MAX_SIZE && profile.files.len() > 1000);
+    assert_eq!(Profile::parse(text.as_bytes()).as_ref(), Ok(&profile));
+}
+
+/// All that was ever read of a file counts as read by all runs that opened it.
+#[test]
+fn a_profile_of_the_first_version_is_read() -> Outcome {
+    let old = include_bytes!("../../tests/corpus/profile/version-1");
+    let mut profile = Profile::parse(old)?;
+    assert_eq!(
+        (profile.runs, paths(profile.files.iter())),
+        (3, "sh libc data".to_owned())
+    );
+    assert_eq!(paths(profile.expected()), "sh libc data");
+    let read = |profile: &Profile| {
+        let of = |file| profile.expected_of(file);
+        profile.files.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(read(&profile), [u64::MAX, 0x1f, 0x8000_0000_0000_0001]);
+    assert!(profile.to_text().starts_with(HEAD));
+    for _ in 0..9 {
+        let mut run = opened(&["data"]);
+        run[0].size = 1 << 30;
+        run[0].layer = profile.layers[0].clone();
+        profile.add_run(&run);
+    }
+    let data = profile.files.iter().find(|file| *file.path == *b"data");
+    assert_eq!(data.map(|file| profile.expected_of(file)), Some(1));
     Ok(())
 }
 
@@ -262,6 +392,11 @@ fn hostile_profiles_are_refused_with_the_line() {
         ("0 6400 1 1 1 8 b c", "too much"),
         ("0 6400 1 1 1 8", "missing"),
         ("0 6400 1 1 1 8 a", "twice"),
+        ("0 6400 1 1 1 8 b\npart 1 1 1", "in another one"),
+        ("0 6400 1 1 1 8 b\npart 0 1 1", "empty"),
+        ("0 6400 1 1 1 8 b\npart 2 1 2", "none with the number 2"),
+        ("0 6400 1 1 1 8 b\npart 2 100000000 1", "32 runs"),
+        ("0 6400 1 1 1 8 b\npart 2 1", "missing"),
     ] {
         let text = summed(&good.replace(second, change));
         let refused = Profile::parse(text.as_bytes()).err().map(|e| e.to_string());
@@ -270,11 +405,17 @@ fn hostile_profiles_are_refused_with_the_line() {
             "{change}: {refused:?}"
         );
     }
+    let first = summed(&good.replace("poor 0\n", "poor 0\npart 1 1 1\n"));
+    assert!(Profile::parse(first.as_bytes()).is_err());
+    let of_1 = good
+        .replace("profile 2", "profile 1")
+        .replace(second, "0 6400 1 1 1 8 b\npart 2 1 1");
+    assert!(Profile::parse(summed(&of_1).as_bytes()).is_err());
     let long = format!("0 6400 1 1 1 0 {}", ["x"; 3000].join("/"));
     let text = summed(&good.replace(second, &long));
     assert!(Profile::parse(text.as_bytes()).is_err());
     for (head, said) in [
-        ("cvmfs-union profile 2", "another version"),
+        ("cvmfs-union profile 3", "another version"),
         ("#!/bin/sh", "not a profile"),
     ] {
         let text = summed(&good.replace(HEAD, head));

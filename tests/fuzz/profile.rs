@@ -6,6 +6,7 @@ use cvmfs_union::profile::{MOST_FILES, MOST_LAYERS, Opened, Profile};
 
 const TOKENS: &[&[u8]] = &[
     b"cvmfs-union profile 1\n",
+    b"cvmfs-union profile 2\n",
     b"runs 4294967295\n",
     b"poor 3\n",
     b"replay 1 2 3 4 5\n",
@@ -14,6 +15,8 @@ const TOKENS: &[&[u8]] = &[
     b"file 0 100 ffffffffffffffff ffffffff 1 0 a/b\n",
     b"file 0 18446744073709551615 1 1 1 3 c\n",
     b"file 1 0 0 0 2 0 %ff\n",
+    b"part 2 1 1\n",
+    b"part fffffffffffffff0 ffffffff 4294967295\n",
     b"..",
     b"/",
     b"%2e%2e",

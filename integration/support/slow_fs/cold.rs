@@ -15,11 +15,19 @@ pub struct Cold {
     /// Directories whose content has a catalogue of its own.
     catalogues: Vec<PathBuf>,
     jobs: Mutex<Sender<Job>>,
+    asked: Arc<Mutex<Asked>>,
     fetched: Mutex<Fetched>,
     ended: Condvar,
 }
 
 type Job = Box<dyn FnOnce() + Send>;
+
+/// Requests that are served or wait for that.
+#[derive(Default)]
+struct Asked {
+    now: usize,
+    most: usize,
+}
 
 #[derive(Default)]
 struct Fetched {
@@ -50,6 +58,7 @@ impl Cold {
             latency,
             catalogues: Vec::new(),
             jobs: Mutex::new(jobs),
+            asked: Arc::default(),
             fetched: Mutex::default(),
             ended: Condvar::new(),
         }
@@ -76,6 +85,15 @@ impl Cold {
         self.fetched.lock().unwrap().most
     }
 
+    /// The most requests that there are at one time while `body` runs, those that wait included.
+    pub fn most_asked(&self, body: impl FnOnce()) -> usize {
+        let lock = || self.asked.lock().unwrap();
+        let now = lock().now;
+        lock().most = now;
+        body();
+        lock().most
+    }
+
     /// Waits until so many transfers have begun.
     pub fn wait_for(&self, transfers: u64) {
         let deadline = Instant::now() + Duration::from_secs(20);
@@ -88,6 +106,15 @@ impl Cold {
     }
 
     pub(super) fn serve(&self, job: impl FnOnce() + Send + 'static) {
+        let mut asked = self.asked.lock().unwrap();
+        asked.now += 1;
+        asked.most = asked.most.max(asked.now);
+        drop(asked);
+        let asked = self.asked.clone();
+        let job = move || {
+            job();
+            asked.lock().unwrap().now -= 1;
+        };
         self.jobs.lock().unwrap().send(Box::new(job)).unwrap();
     }
 

@@ -19,6 +19,7 @@ fn wanted(path: &str, size: u64, hash: u64) -> Wanted {
         pieces: u64::MAX,
         size,
         hash,
+        is_more: false,
     }
 }
 
