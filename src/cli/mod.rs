@@ -11,6 +11,7 @@ mod list;
 mod log;
 mod merged;
 mod mount;
+mod noted;
 mod notify;
 mod options;
 mod overlay;
