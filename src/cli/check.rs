@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::mount::UPPER_PATIENCE;
+use super::terminal::say;
 use super::{Code, Failure, OrFail, Outcome, layers, upper, writer};
 use crate::backend::{Backend, Writer};
 use crate::error::printable;
@@ -58,7 +59,9 @@ pub fn run(args: &Args) -> Outcome<()> {
     let lowers = record.and_then(|record| layers::specs_of(record.get("layers")?));
     let view = lowers.map(|lowers| View::open(&lowers, Some(&args.upper)));
     if let Some(Err(e)) = &view {
-        eprintln!("cvmfs-union: check: warning: the layers are not looked at: {e}");
+        say(format_args!(
+            "check: warning: the layers are not looked at: {e}"
+        ));
     }
     let view = view.and_then(Result::ok);
     // What overlayfs has in its work directory is its own, and nobody else's to mend.

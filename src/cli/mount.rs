@@ -34,6 +34,7 @@ use super::options::{MountOptions, seconds};
 use super::ownership::Ownership;
 use super::points::{self, Kind};
 use super::prefetch;
+use super::terminal::say;
 use super::upper::{Plan, Request};
 use super::{Code, Failure, OrFail, Outcome, backend, log};
 use crate::backend::Backend;
@@ -253,7 +254,9 @@ impl Job {
             options.set_read_only();
         }
         for unknown in &options.unknown {
-            eprintln!("cvmfs-union: mount: warning: -o {unknown} is not known and ignored");
+            say(format_args!(
+                "mount: warning: -o {unknown} is not known and ignored"
+            ));
         }
         let mut how = options.for_user(process::is_root(), process::is_initial_root())?;
         how.source = descriptor.map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
@@ -290,10 +293,10 @@ impl Job {
                 .collect(),
         })?;
         if let Plan::Kept { state, .. } = &plan {
-            eprintln!(
-                "cvmfs-union: mount: changes are kept in {}",
+            say(format_args!(
+                "mount: changes are kept in {}",
                 state.join("upper").display()
-            );
+            ));
         }
         let specs: Vec<_> = layers.iter().map(Layer::spec).collect();
         let upper = plan.spec();
@@ -312,11 +315,11 @@ impl Job {
             Backend::Overlay | Backend::Aufs => prefetch.and_then(prefetch::Plan::without_record),
         };
         if args.verbose {
-            eprintln!("cvmfs-union: mount: {}", chosen.told);
-            eprintln!(
-                "cvmfs-union: mount: {}",
+            say(format_args!("mount: {}", chosen.told));
+            say(format_args!(
+                "mount: {}",
                 prefetch::told(prefetch.as_ref(), chosen.backend)
-            );
+            ));
         }
         Ok(Job {
             layers,

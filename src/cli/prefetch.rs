@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::terminal::say;
 use super::{Code, OrFail, Outcome};
 use crate::backend::Backend;
 use crate::error::printable;
@@ -138,9 +139,9 @@ impl Plan {
         {
             // Written there, it would go into the union, and ask it for that.
             let path = printable(path);
-            eprintln!(
-                "cvmfs-union: mount: warning: {path} lies in the mountpoint: no run is recorded"
-            );
+            say(format_args!(
+                "mount: warning: {path} lies in the mountpoint: no run is recorded"
+            ));
             store = None;
         }
         let mut from = Vec::new();
@@ -243,7 +244,9 @@ fn usable(path: &Path) -> Option<Profile> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => {
             let path = printable(path);
-            eprintln!("cvmfs-union: mount: warning: the profile {path} is not used: {e}");
+            say(format_args!(
+                "mount: warning: the profile {path} is not used: {e}"
+            ));
             None
         }
     }

@@ -17,6 +17,7 @@ use super::ready::make_points;
 use super::{Args, Job, UPPER_PATIENCE, raise_open_files};
 use crate::backend::{Backend, Stack, Writer, overlay};
 use crate::cli::options::MountOptions;
+use crate::cli::terminal::say;
 use crate::cli::upper::Prepared;
 use crate::cli::{Code, Failure, OrFail, Outcome, backend, noted, prefetch, trial, writer};
 use crate::error::best_effort;
@@ -123,9 +124,9 @@ impl Job {
             ..failure
         })?;
         if let Err(e) = noted::note(&number, &about, &self.mountpoint) {
-            eprintln!(
-                "cvmfs-union: mount: warning: nothing is noted of this mount, for status, diff and explain: {e}"
-            );
+            say(format_args!(
+                "mount: warning: nothing is noted of this mount, for status, diff and explain: {e}"
+            ));
         }
         make_points(&self.points, &self.mountpoint)
             .inspect_err(|_| detach(Some(&self.mountpoint)))?;
