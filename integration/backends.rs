@@ -2,6 +2,9 @@
 //!
 //! Most are scripts in a mount namespace of their own, in which nothing is known of any layer yet.
 
+mod ahead;
+mod told;
+
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -23,13 +26,15 @@ struct Image {
 
 const PRELUDE: &str = r#"
 set -eux
-# What is known of layers is root's, and of this host.
-/bin/mount -t tmpfs tmpfs /var/cache
+# What is known of layers and of mounts is root's, and of this host.
+for dir in /var/cache /run; do /bin/mount -t tmpfs tmpfs $dir; done
 mount() { "$PROGRAM" mount --cvmfs-root cvmfs "$@" thin.json mnt; }
 umount() { "$PROGRAM" umount mnt; }
 scan() { "$PROGRAM" inspect --cvmfs-root cvmfs --scan thin.json; }
 # Who makes the union at mnt.
 backend() { "$PROGRAM" status | awk -v mnt="$PWD/mnt" '$NF == mnt { print $3 }'; }
+# What is told of the mount at mnt, beneath its line: others have mounts too.
+told() { "$PROGRAM" status | awk -v mnt="$PWD/mnt" '/^[^ ]/ { here = $0 ~ mnt "($| \\(of)" } here { print }'; }
 # Ends with that code, and says why.
 fails() { code=$1 said=$2; shift 2
     "$@" 2> said && exit 99 || [ $? = "$code" ]
@@ -103,7 +108,7 @@ D /gone
 A /new" ]
 "$PROGRAM" explain mnt /gone | grep -q "nothing is shown"
 fails 6 "the kernel makes this union" "$PROGRAM" stats mnt
-fails 7 "mounted by overlayfs" "$PROGRAM" check upper
+fails 7 "mounted by the kernel" "$PROGRAM" check upper
 fails 5 "in use by another mount" mount --upper upper
 umount
 [ -z "$(ls mnt)" ]
@@ -154,7 +159,7 @@ fails 1 "layer bb holds .wh. names" mount --backend overlay --assume-no-wh --upp
 fn what_only_the_daemon_can_do() {
     let script = r#"
 scan
-for option in --ephemeral "--upper upper --owner squash" "--upper upper --squash-to-uid 7" \
+for option in --ephemeral "--upper upper --owner squash" "--upper upper --xattr-permissions 2" "--upper upper --squash-to-uid 7" \
     "--upper upper --writeback on" "--upper upper --passthrough off" "--upper upper --durability full" \
     "--upper upper --whiteouts wh" "--upper upper --job tag" "--read-only --foreground" "--upper upper -o sync"; do
     fails 2 "cannot be had with --backend overlay" mount --backend overlay $option
@@ -332,12 +337,14 @@ fn long_and_odd_names() {
     let script = r#"
 long=$(printf '%0200d/%0200d' 1 2)
 for dir in "$long" 'a:b,c\d=e f'; do
-    mkdir -p "lower/$dir" "$dir" other
+    mkdir -p "lower/$dir" "$dir" other other2
     echo below > "lower/$dir/file"
     "$PROGRAM" mount --backend overlay --assume-no-wh --lower "lower/$dir" --lower other \
         --upper "$dir/upper" --work "$dir/work" mnt
     [ "$(cat mnt/file)" = below ]
     echo new > mnt/new
+    # In the table of mounts it has no name that tells.
+    fails 5 "in use by another mount" "$PROGRAM" mount --assume-no-wh --lower other --upper "$dir/upper" --work "$dir/work" other2
     umount
     [ "$(cat "$dir/upper/new")" = new ]
     rm -r lower
@@ -434,7 +441,11 @@ mount --upper upper
 rmdir mnt/made
 umount
 mount --backend overlay --read-only
+[ "$(stat -c %a:%u "$TMPDIR"/cvmfs-union-*)" = 700:0 ]
+told | grep -q "^    image: thin.json$"
+"$PROGRAM" explain mnt /dir/top | grep -q "from layer 1"
 umount
+[ -z "$(ls "$TMPDIR"/cvmfs-union-*)" ]
 "$PROGRAM" probe --json > rows || true
 "#;
     let mut shell = image.shell(script, &["-Urm"]);
@@ -443,6 +454,8 @@ umount
         .gid(USER)
         .env("PROGRAM", &program)
         .env("HOME", image.at("home"))
+        .env("TMPDIR", image.at("home"))
+        .env_remove("XDG_RUNTIME_DIR")
         .env_remove("XDG_CACHE_HOME");
     image.succeeds(shell);
     let rows: Value = serde_json::from_slice(&fs::read(image.at("rows")).unwrap()).unwrap();

@@ -39,6 +39,7 @@ mod looks;
 mod lower_listings;
 mod lower_requests;
 mod machine_crash;
+mod messages;
 mod opens;
 mod pages;
 mod passed_fd;

@@ -6,7 +6,8 @@ use std::process::Command;
 use crate::support::{PROGRAM, Scratch, run, text};
 
 fn said(words: &[&str]) -> String {
-    let output = run(Command::new(PROGRAM).args(words));
+    // Each option on a line of its own, however long that is.
+    let output = run(Command::new(PROGRAM).args(words).env("COLUMNS", "100000"));
     assert!(
         output.status.success(),
         "{words:?}: {}",

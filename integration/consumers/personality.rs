@@ -366,57 +366,92 @@ fn owners_beside_files_go_both_ways() {
     if !require_all(&["fuse", "root", "fuse-overlayfs-1"]) {
         return;
     }
-    let theirs = fuse_overlayfs(System::FuseOverlayfs1).unwrap();
     for kind in ["1", "2"] {
         for ours_first in [true, false] {
-            let f = stack("personality-both");
-            let ours = (System::Ours, called("fuse-overlayfs", f.scratch()));
-            let others = (System::FuseOverlayfs1, theirs.clone());
-            let (first, second) = match ours_first {
-                true => (ours, others),
-                false => (others, ours),
-            };
-            for dir in [&f.upper, &f.work] {
-                fs::create_dir_all(dir).unwrap();
-            }
-            let begun = during(&f, kind, &first, || {
-                fs::write(f.at("new"), "new\n").unwrap();
-                fs::create_dir(f.at("made")).unwrap();
-                fs::write(f.at("made/in"), "").unwrap();
-                fs::write(f.at("both"), "changed\n").unwrap();
-                for (name, id, mode) in [
-                    ("new", 5, 0o750),
-                    ("low", 70000, 0o600),
-                    ("made", 7, 0o1770),
-                    ("made/in", 0, 0o444),
-                    ("dir", 9, 0o2755),
-                ] {
-                    // chmod of fuse-overlayfs forgets the owner.
-                    sys::chmod(f.at(name), mode).unwrap();
-                    sys::lchown(f.at(name), id, id + 1).unwrap();
-                }
-            });
-            for line in ["./new 5:6 750", "./low 70000:70001 600", "./dir 9:10 2755"] {
-                assert!(begun.contains(line), "{line} not in\n{begun}");
-            }
-            let own = sys::stat(f.upper.join("new")).unwrap();
-            assert_eq!((own.st_uid, own.st_gid), (0, 0), "it is given away");
-            let context = format!("xattr_permissions={kind}, after {:?}", first.0);
-            let seen = during(&f, kind, &second, || ());
-            assert_eq!(seen, begun, "{context}");
-            let changed = during(&f, kind, &second, || {
-                fs::write(f.at("made/more"), "").unwrap();
-                sys::lchown(f.at("new"), 11, 12).unwrap();
-                sys::lchown(f.at("made/more"), 13, 14).unwrap();
-                fs::rename(f.at("low"), f.at("made/low")).unwrap();
-                fs::remove_file(f.at("made/in")).unwrap();
-            });
-            for line in ["./new 11:12 750", "./made/low 70000:70001 600"] {
-                assert!(changed.contains(line), "{line} not in\n{changed}");
-            }
-            assert_eq!(during(&f, kind, &first, || ()), changed, "{context}");
+            both_ways(kind, System::FuseOverlayfs1, ours_first, &[]);
         }
     }
+}
+
+/// containers/storage puts its own attribute on the upper's root, and asks for the other.
+#[test]
+fn an_upper_that_an_engine_has_begun_goes_both_ways() {
+    if !require_all(&["fuse", "root", "fuse-overlayfs-2"]) {
+        return;
+    }
+    const KEY: &str = "user.containers.override_stat";
+    for ours_first in [true, false] {
+        let upper = both_ways(
+            "2",
+            System::FuseOverlayfs2,
+            ours_first,
+            &[(KEY, b"0:0:0755")],
+        );
+        for (name, value) in [("new", "11:12:750"), ("made/low", "70000:70001:600")] {
+            let kept = sys::getxattr(upper.upper.join(name), KEY).unwrap();
+            assert_eq!(text(&kept), value, "{name}");
+        }
+        // It is nobody else's.
+        let list = "lowerdir=lower1,upperdir=upper,workdir=work,xattr_permissions=2";
+        succeeds(&overlay(&upper, list));
+        let _mounted = Mounted(upper.mnt.clone());
+        assert!(sys::getxattr(upper.at("new"), KEY).is_err());
+        assert!(sys::setxattr(upper.at("new"), KEY, b"0:0:4755", 0).is_err());
+    }
+}
+
+/// An upper that is begun by one, gone on with by the other, and read by the first again.
+fn both_ways(kind: &str, other: System, ours_first: bool, on_root: &[(&str, &[u8])]) -> Fixture {
+    let f = stack("personality-both");
+    let ours = (System::Ours, called("fuse-overlayfs", f.scratch()));
+    let others = (other, fuse_overlayfs(other).unwrap());
+    let (first, second) = match ours_first {
+        true => (ours, others),
+        false => (others, ours),
+    };
+    for dir in [&f.upper, &f.work] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    for (key, value) in on_root {
+        sys::setxattr(&f.upper, key, value, 0).unwrap();
+    }
+    let begun = during(&f, kind, &first, || {
+        fs::write(f.at("new"), "new\n").unwrap();
+        fs::create_dir(f.at("made")).unwrap();
+        fs::write(f.at("made/in"), "").unwrap();
+        fs::write(f.at("both"), "changed\n").unwrap();
+        for (name, id, mode) in [
+            ("new", 5, 0o750),
+            ("low", 70000, 0o600),
+            ("made", 7, 0o1770),
+            ("made/in", 0, 0o444),
+            ("dir", 9, 0o2755),
+        ] {
+            // chmod of fuse-overlayfs forgets the owner.
+            sys::chmod(f.at(name), mode).unwrap();
+            sys::lchown(f.at(name), id, id + 1).unwrap();
+        }
+    });
+    for line in ["./new 5:6 750", "./low 70000:70001 600", "./dir 9:10 2755"] {
+        assert!(begun.contains(line), "{line} not in\n{begun}");
+    }
+    let own = sys::stat(f.upper.join("new")).unwrap();
+    assert_eq!((own.st_uid, own.st_gid), (0, 0), "it is given away");
+    let context = format!("xattr_permissions={kind}, after {:?}", first.0);
+    let seen = during(&f, kind, &second, || ());
+    assert_eq!(seen, begun, "{context}");
+    let changed = during(&f, kind, &second, || {
+        fs::write(f.at("made/more"), "").unwrap();
+        sys::lchown(f.at("new"), 11, 12).unwrap();
+        sys::lchown(f.at("made/more"), 13, 14).unwrap();
+        fs::rename(f.at("low"), f.at("made/low")).unwrap();
+        fs::remove_file(f.at("made/in")).unwrap();
+    });
+    for line in ["./new 11:12 750", "./made/low 70000:70001 600"] {
+        assert!(changed.contains(line), "{line} not in\n{changed}");
+    }
+    assert_eq!(during(&f, kind, &first, || ()), changed, "{context}");
+    f
 }
 
 /// What is shown of a stack after the acts in a mount that keeps owners beside the files.

@@ -33,6 +33,38 @@ fn ch_run_of_a_user() {
     }
 }
 
+/// Of users who cannot mount: root's mount is open to them.
+#[test]
+fn users_on_the_mount_of_root() {
+    if !require_all(&["userns", "ch-run"]) {
+        return;
+    }
+    in_root(
+        "root-for-users",
+        "bwrap",
+        r#"
+own
+recipe one-mount-for-all-users
+COMMAND='/bin/sh /look.sh fuse.cvmfs-union'
+recipe bwrap-on-the-mount-of-root as_user
+recipe ch-run-on-the-mount-of-root as_user
+COMMAND='touch /shared/new'
+if recipe bwrap-on-the-mount-of-root as_user; then exit 1; fi
+if recipe ch-run-on-the-mount-of-root as_user; then exit 1; fi
+cvmfs-union umount "$ROOT"
+# The same on a mount that the kernel makes.
+rm "$layers/11aa/dir/.wh.two"
+cvmfs-union mount --backend overlay --assume-no-wh --read-only "$IMAGE" "$ROOT"
+COMMAND='cat /file /dir/two'
+[ "$(recipe bwrap-on-the-mount-of-root as_user)" = 'from the layer
+two' ]
+[ "$(recipe ch-run-on-the-mount-of-root as_user)" = 'from the layer
+two' ]
+cvmfs-union umount "$ROOT"
+"#,
+    );
+}
+
 #[test]
 fn systemd_nspawn() {
     in_root("nspawn", "systemd-nspawn", "try systemd-nspawn env\n");

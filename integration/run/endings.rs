@@ -1,16 +1,19 @@
 //! How a command in an image ends, and all that it has started with it.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::Command;
 
 use nix::pty::openpty;
+use nix::sys::stat::Mode;
 
 use super::{BOTH, Image, Who};
 use crate::rootless::USER;
 use crate::support::daemon::{signal, wait};
-use crate::support::{run, sys, text};
+use crate::support::files::file;
+use crate::support::slow_fs::{Fault, SlowFs};
+use crate::support::{Tree, run, sys, text};
 
 #[test]
 fn statuses() {
@@ -212,6 +215,45 @@ fn what_is_left_in_the_background_ends() {
         child.kill().unwrap();
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGKILL));
         image.nothing_is_left();
+    }
+}
+
+/// A process that waits in the mount for a layer dies with the mount only, and what it has started itself comes to
+/// the runner with its death.
+#[test]
+fn what_a_hung_layer_holds_ends_too() {
+    let Some(image) = Image::new("run-hung") else {
+        return;
+    };
+    file(image.at("cvmfs/repo.example.org/layers/aa/cold/deep"), "");
+    let before = Tree::read(&image.at("cvmfs/repo.example.org/layers"));
+    let image = Image { before, ..image };
+    let slow = SlowFs::showing(&image.at("cvmfs"));
+    let pipes = ["hang", "end"].map(|name| {
+        let pipe = image.at("home").join(name);
+        nix::unistd::mkfifo(&pipe, Mode::from_bits_retain(0o600)).unwrap();
+        sys::lchown(&pipe, USER, USER).unwrap();
+        pipe
+    });
+    // Words of the shell alone, once nothing is answered any more.
+    let script = r#"
+(sh -c 'sleep 0; echo ready; while :; do sleep 0.1; done' "$HOME" &
+    read _ <"$HOME/hang"
+    [ -e /cold/deep ]) &
+read _ <"$HOME/end"
+exit 3
+"#;
+    let root = slow.root().to_str().unwrap();
+    for who in BOTH {
+        let options = ["--ephemeral", "--cvmfs-root", root];
+        let (mut child, _out) = image.start(who, &options, script);
+        slow.faults.set(Fault::StallAll, "");
+        fs::write(&pipes[0], "\n").unwrap();
+        slow.faults.wait_for_stall();
+        fs::write(&pipes[1], "\n").unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(3), "{who:?}");
+        image.nothing_is_left();
+        slow.faults.lift();
     }
 }
 

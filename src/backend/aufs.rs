@@ -21,7 +21,7 @@ pub fn mount(stack: &Stack, mountpoint: &Path) -> Result<(), String> {
     let options = options(stack)?;
     let call = |flags, options: &str| {
         nix::mount::mount(
-            Some(mount::NAME),
+            Some(stack.source.as_str()),
             mountpoint,
             Some(FSTYPE),
             flags,
@@ -87,6 +87,7 @@ mod tests {
             user_marks: false,
             portable: false,
             flags: MsFlags::empty(),
+            source: mount::NAME.to_owned(),
         }
     }
 

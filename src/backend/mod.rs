@@ -62,6 +62,8 @@ pub struct Stack {
     pub portable: bool,
     /// `MS_*` of mount(2).
     pub flags: MsFlags,
+    /// What the table of mounts shows as the source.
+    pub source: String,
 }
 
 /// Who has written an upper.

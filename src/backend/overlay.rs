@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::Stack;
 use crate::sys::fscontext::{FsContext, LONGEST};
-use crate::sys::{file, mount, namespace};
+use crate::sys::{file, namespace};
 
 /// The type, as the table of mounts shows it.
 pub const FSTYPE: &str = "overlay";
@@ -93,7 +93,7 @@ fn mount_by_steps(stack: &Stack, lowers: &[&Path], mountpoint: &Path) -> Result<
         let name = names.of(dir)?;
         context.set(key, name.as_ref())
     };
-    let set = context.set(c"source", OsStr::new(mount::NAME));
+    let set = context.set(c"source", OsStr::new(&stack.source));
     set.map_err(|e| failed(format_args!("source"), &e))?;
     for (at, lower) in lowers.iter().enumerate() {
         match give(c"lowerdir+", lower) {
@@ -189,7 +189,7 @@ fn mount_by_numbers(stack: &Stack, lowers: &[&Path], mountpoint: &Path) -> Resul
     // The numbers are the shorter names, and relative.
     let mounted = nix::unistd::chdir(DESCRIPTORS).and_then(|()| {
         nix::mount::mount(
-            Some(mount::NAME),
+            Some(stack.source.as_str()),
             mountpoint,
             Some(FSTYPE),
             stack.flags,
@@ -207,6 +207,7 @@ mod tests {
     use nix::mount::MsFlags;
 
     use super::*;
+    use crate::sys::mount::NAME;
 
     fn stack(upper: bool, user_marks: bool, portable: bool) -> Stack {
         Stack {
@@ -215,6 +216,7 @@ mod tests {
             user_marks,
             portable,
             flags: MsFlags::empty(),
+            source: NAME.to_owned(),
         }
     }
 

@@ -67,8 +67,8 @@ pub struct Chosen {
     pub backend: Backend,
     /// Why no other one, in words.
     pub told: String,
-    /// Overlayfs has had the work directory last, and the daemon goes on with it.
-    pub from_overlay: bool,
+    /// A union of the kernel has had the work directory last, and the daemon goes on with it.
+    pub from_kernel: bool,
     /// There is an upper, and nothing in it yet.
     pub begins_upper: bool,
 }
@@ -105,9 +105,9 @@ impl Args {
             Refusal::Impossible(why) => Failure::new(Code::Failure, why),
             Refusal::Upper(why) => Failure::new(Code::Upper, why),
         })?;
-        let from_overlay = match wish.upper {
+        let from_kernel = match wish.upper {
             Some(upper) if backend == Backend::Fuse => {
-                writer::was_of_overlay(&upper.work).or_fail(Code::Upper, upper.work.display())?
+                writer::was_of_kernel(&upper.work).or_fail(Code::Upper, upper.work.display())?
             }
             _ => false,
         };
@@ -121,7 +121,7 @@ impl Args {
                 "the union is made by {backend}{goes_on}{}",
                 reasons(&because)
             ),
-            from_overlay,
+            from_kernel,
             begins_upper: wish.upper.is_some() && writer == Writer::Nobody,
         })
     }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::mount::UPPER_PATIENCE;
+use super::terminal::say;
 use super::{Code, Failure, OrFail, Outcome, layers, upper, writer};
 use crate::backend::{Backend, Writer};
 use crate::error::printable;
-use crate::sys::process;
+use crate::sys::{mounts, process};
 use crate::union::api::UpperSpec;
 use crate::union::view::{Finding, State, View, check};
 
@@ -39,8 +40,8 @@ pub fn run(args: &Args) -> Outcome<()> {
     // Each level of directories takes a descriptor.
     process::raise_open_files().or_fail(Code::Failure, "limit of open files")?;
     let shown = args.upper.display();
-    if writer::is_mounted_by_overlay(&args.upper) {
-        let text = format!("{shown} is mounted by overlayfs; unmount it first");
+    if writer::is_mounted_by_kernel(&args.upper).or_fail(Code::Failure, mounts::TABLE)? {
+        let text = format!("{shown} is mounted by the kernel; unmount it first");
         return Err(Failure::new(Code::Busy, text));
     }
     let work = upper::work_of(&args.upper, args.work.as_deref());
@@ -58,7 +59,9 @@ pub fn run(args: &Args) -> Outcome<()> {
     let lowers = record.and_then(|record| layers::specs_of(record.get("layers")?));
     let view = lowers.map(|lowers| View::open(&lowers, Some(&args.upper)));
     if let Some(Err(e)) = &view {
-        eprintln!("cvmfs-union: check: warning: the layers are not looked at: {e}");
+        say(format_args!(
+            "check: warning: the layers are not looked at: {e}"
+        ));
     }
     let view = view.and_then(Result::ok);
     // What overlayfs has in its work directory is its own, and nobody else's to mend.

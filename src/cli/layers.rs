@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::terminal::say;
 use super::{Code, Failure, OrFail, Outcome};
 use crate::at_once;
 use crate::descriptor::resolve::{self, ResolvedLayer};
@@ -62,7 +63,7 @@ pub fn find(name: &Path, root: &Path, order: Order) -> Outcome<Found> {
     let located =
         image::locate(name, &root).map_err(|e| Failure::new(Code::Image, e.to_string()))?;
     if let Some(remark) = located.remark {
-        eprintln!("cvmfs-union: warning: {remark}");
+        say(format_args!("warning: {remark}"));
     }
     let metadata = located.metadata;
     Ok(match located.what {
@@ -109,7 +110,7 @@ pub fn of_dirs(dirs: &[PathBuf], root: &Path, order: Order) -> Outcome<Vec<Layer
                     continue;
                 }
                 // Then it is a layer that is no directory, and named with the others that are broken.
-                Err(why) => eprintln!("cvmfs-union: no image either: {}", why.message),
+                Err(why) => say(format_args!("no image either: {}", why.message)),
             }
         }
         let path = match paths.of(dir) {

@@ -1,11 +1,14 @@
 //! `layerstore`: the layers of a repository for podman.
 
-use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
+use super::terminal::say;
 use super::{Code, Failure, OrFail, Outcome, list};
 use crate::error::printable;
-use crate::image::layerstore;
+use crate::image::layerstore::{self, Refreshed};
+use crate::text;
 
 /// Writes and refreshes a tree by which podman takes the layers of a repository's images from CVMFS.
 ///
@@ -20,6 +23,9 @@ pub struct Args {
     /// Where the repositories are mounted
     #[arg(long, value_name = "DIR", default_value = "/cvmfs")]
     cvmfs_root: PathBuf,
+    /// Print JSON instead of a line
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn run(args: &Args) -> Outcome<()> {
@@ -29,8 +35,11 @@ pub fn run(args: &Args) -> Outcome<()> {
     let root = std::path::absolute(root).or_fail(Code::Usage, root.display())?;
     let done = layerstore::refresh(&repository, &root, &args.dir)
         .map_err(|e| Failure::new(Code::Image, e.to_string()))?;
+    if args.json {
+        return super::print(&format!("{:#}\n", row(&done, &args.dir)));
+    }
     for what in &done.left_out {
-        eprintln!("cvmfs-union: layerstore: left out: {}", printable(what));
+        say(format_args!("layerstore: left out: {}", printable(what)));
     }
     let text = format!(
         "{}: {} layers of {} images; {} written, {} removed, {} left out\n",
@@ -41,7 +50,16 @@ pub fn run(args: &Args) -> Outcome<()> {
         done.removed,
         done.left_out.len()
     );
-    io::stdout()
-        .write_all(text.as_bytes())
-        .or_fail(Code::Failure, "standard output")
+    super::print(&text)
+}
+
+fn row(done: &Refreshed, dir: &Path) -> Value {
+    json!({
+        "directory": text::of_path(dir),
+        "layers": done.layers,
+        "images": done.images,
+        "written": done.written,
+        "removed": done.removed,
+        "left_out": done.left_out,
+    })
 }

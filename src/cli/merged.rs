@@ -5,9 +5,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::layers::{self, Layer, Order};
-use super::{Code, Failure, OrFail, Outcome, stats, upper};
+use super::{Code, Failure, OrFail, Outcome, noted, stats, upper};
 use crate::sys::process;
-use crate::text;
 use crate::union::api::LowerSpec;
 use crate::union::view::View;
 
@@ -51,18 +50,15 @@ pub fn open(of: &Path, args: &LayersOf) -> Outcome<Merged> {
     let about = if by_daemon {
         stats::ask(of)?.get("mount").cloned().unwrap_or_default()
     } else {
-        let work = match by_kernel {
-            Some(mount) => mount.work,
-            None => upper::work_of(of, args.work.as_deref()),
+        let recorded = |work: Option<PathBuf>| work.and_then(|work| upper::recorded(&work));
+        let about = match &by_kernel {
+            Some(mount) => noted::of(mount).or_else(|| recorded(mount.work.clone())),
+            None => recorded(upper::work_of(of, args.work.as_deref())),
         };
-        work.and_then(|work| upper::recorded(&work))
-            .unwrap_or_default()
+        about.unwrap_or_default()
     };
     let upper = match mounted {
-        true => about
-            .get("upper")
-            .and_then(Value::as_str)
-            .map(text::to_path),
+        true => noted::upper_of(&about).or_else(|| by_kernel?.upper),
         false => Some(of.to_owned()),
     };
     let lowers = match told(args)? {
@@ -71,11 +67,17 @@ pub fn open(of: &Path, args: &LayersOf) -> Outcome<Merged> {
             .get("layers")
             .and_then(layers::specs_of)
             .ok_or_else(|| {
-                let text = format!(
-                    "{}: neither a mountpoint of ours nor an upper with a record of its layers; \
-                 pass --image IMAGE or --lower DIR, or --work DIR",
-                    of.display()
+                let (of, what) = (
+                    of.display(),
+                    match mounted {
+                        true => "the kernel has this mounted, and nothing is noted of its layers",
+                        false => {
+                            "neither a mountpoint of ours nor an upper with a record of its layers"
+                        }
+                    },
                 );
+                let text =
+                    format!("{of}: {what}; pass --image IMAGE or --lower DIR, or --work DIR");
                 Failure::new(Code::Upper, text)
             })?,
     };

@@ -11,6 +11,7 @@ mod list;
 mod log;
 mod merged;
 mod mount;
+mod noted;
 mod notify;
 mod options;
 mod overlay;
@@ -24,6 +25,7 @@ mod run;
 mod scan;
 mod stats;
 mod status;
+mod terminal;
 mod trial;
 mod umount;
 mod upper;
@@ -127,7 +129,7 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
-            eprintln!("cvmfs-union: {name}: {}", failure.message);
+            terminal::say(format_args!("{name}: {}", failure.message));
             ExitCode::from(failure.code)
         }
     }

@@ -7,6 +7,7 @@
 mod ending;
 mod kernel;
 mod mountpoint;
+mod opening;
 mod ready;
 
 use std::ffi::OsString;
@@ -16,17 +17,16 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::{Args as _, FromArgMatches};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 
 pub use self::ending::Guard;
 use self::ending::{Ending, detach, end, let_go, stop};
-use self::mountpoint::{recover, usable_mountpoint};
+use self::mountpoint::usable_mountpoint;
 use self::ready::{Points, Told};
 use super::layers::{self, Layer, Order};
 use super::notify::Manager;
@@ -34,21 +34,20 @@ use super::options::{MountOptions, seconds};
 use super::ownership::Ownership;
 use super::points::{self, Kind};
 use super::prefetch;
-use super::upper::{Plan, Prepared, Request};
+use super::terminal::say;
+use super::upper::{Plan, Request};
 use super::{Code, Failure, OrFail, Outcome, backend, log};
 use crate::backend::Backend;
 use crate::error::best_effort;
 use crate::fuse::MAX_IO;
 use crate::fuse::convert::FOREVER;
 use crate::fuse::session::{self, Passthrough};
-use crate::layer::Learning;
 use crate::prefetch::session::Session;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
-use crate::text;
-use crate::union::api::{Durability, Limits, Owner, UnionConfig, Whiteouts};
+use crate::union::api::Limits;
+use crate::union::refuse_overlap;
 use crate::union::shown::Shown;
-use crate::union::{Union, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
 pub const UPPER_PATIENCE: Duration = Duration::from_secs(2);
@@ -255,7 +254,9 @@ impl Job {
             options.set_read_only();
         }
         for unknown in &options.unknown {
-            eprintln!("cvmfs-union: mount: warning: -o {unknown} is not known and ignored");
+            say(format_args!(
+                "mount: warning: -o {unknown} is not known and ignored"
+            ));
         }
         let mut how = options.for_user(process::is_root(), process::is_initial_root())?;
         how.source = descriptor.map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
@@ -292,10 +293,10 @@ impl Job {
                 .collect(),
         })?;
         if let Plan::Kept { state, .. } = &plan {
-            eprintln!(
-                "cvmfs-union: mount: changes are kept in {}",
+            say(format_args!(
+                "mount: changes are kept in {}",
                 state.join("upper").display()
-            );
+            ));
         }
         let specs: Vec<_> = layers.iter().map(Layer::spec).collect();
         let upper = plan.spec();
@@ -308,13 +309,17 @@ impl Job {
             only_fuse: args.only_fuse(&options, &mountpoint),
             not_aufs: args.not_aufs(),
         })?;
+        let prefetch = prefetch::Plan::choose(&args.prefetch, beside, &specs, &mountpoint)?;
         let prefetch = match chosen.backend {
-            Backend::Fuse => prefetch::Plan::choose(&args.prefetch, beside, &specs, &mountpoint)?,
-            Backend::Overlay | Backend::Aufs => None,
+            Backend::Fuse => prefetch,
+            Backend::Overlay | Backend::Aufs => prefetch.and_then(prefetch::Plan::without_record),
         };
         if args.verbose {
-            eprintln!("cvmfs-union: mount: {}", chosen.told);
-            eprintln!("cvmfs-union: mount: {}", prefetch::told(prefetch.as_ref()));
+            say(format_args!("mount: {}", chosen.told));
+            say(format_args!(
+                "mount: {}",
+                prefetch::told(prefetch.as_ref(), chosen.backend)
+            ));
         }
         Ok(Job {
             layers,
@@ -342,7 +347,7 @@ impl Job {
         let prefetch = Arc::new(prefetch);
         let learning = (*prefetch).as_ref().map(Session::learning);
         let upper = Arc::new(self.plan.prepare()?);
-        if self.chosen.from_overlay {
+        if self.chosen.from_kernel {
             kernel::take_over(&upper, &self.about(&upper))?;
         }
         let union = match self.open_union(&upper, Limits::of(open_files), learning) {
@@ -432,95 +437,6 @@ impl Job {
         }
         outcome.or_fail(Code::Failure, "serving the mount")
     }
-
-    /// What other commands are told of the mount.
-    fn about(&self, upper: &Prepared) -> Value {
-        let layers = self.layers.iter().map(Layer::json);
-        let image = (self.args.lower.is_empty()).then(|| self.args.paths.first());
-        json!({
-            "backend": self.chosen.backend.name(),
-            "image": image.flatten().map(text::of_path),
-            "layers": layers.collect::<Vec<_>>(),
-            "mountpoint": text::of_path(&self.mountpoint),
-            "upper": upper.paths.as_ref().map(|(upper, _)| text::of_path(upper)),
-            "work": upper.paths.as_ref().map(|(_, work)| text::of_path(work)),
-            "owner": self.args.owner,
-        })
-    }
-
-    fn open_union(
-        &self,
-        upper: &Prepared,
-        limits: Limits,
-        learning: Option<Learning>,
-    ) -> Outcome<Union> {
-        let config = UnionConfig {
-            lowers: self.layers.iter().map(Layer::spec).collect(),
-            upper: upper.spec(),
-            whiteouts: match self.args.whiteouts.as_str() {
-                "overlay" => Whiteouts::Overlay,
-                "wh" => Whiteouts::Wh,
-                _ => Whiteouts::Auto,
-            },
-            portable_upper: self.args.portable_upper,
-            owner: if self.args.owner == "squash" {
-                Owner::Squash
-            } else {
-                Owner::Keep
-            },
-            shown: self.shown.clone(),
-            durability: match self.args.durability.as_str() {
-                "full" => Durability::Full,
-                "volatile" => Durability::Volatile,
-                _ => Durability::Auto,
-            },
-            limits,
-            learning,
-        };
-        let begun = Instant::now();
-        loop {
-            match Union::new(&config) {
-                Err(e) if is_taken(e.errno()) && begun.elapsed() < UPPER_PATIENCE => {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                Err(e) if is_taken(e.errno()) => {
-                    let text = format!("the upper is in use by another mount: {e}");
-                    return Err(Failure::new(Code::Upper, text));
-                }
-                Err(e) => {
-                    let code = if e.layer().is_some() {
-                        Code::Layer
-                    } else {
-                        Code::Upper
-                    };
-                    return Err(e).or_fail(code, "opening the union");
-                }
-                Ok(union) => return Ok(union),
-            }
-        }
-    }
-
-    /// Mounts; the path is what to unmount later, None for a descriptor that others have mounted.
-    fn mount(&mut self) -> Outcome<(OwnedFd, Option<PathBuf>)> {
-        if let Some(device) = self.device.take() {
-            return Ok((device, None));
-        }
-        let shown = self.mountpoint.display();
-        if let Some(fd) = mount::passed_fd(&self.mountpoint) {
-            let fd = mount::take_passed_fd(fd).or_fail(Code::Mountpoint, shown)?;
-            return Ok((fd, None));
-        }
-        recover(&self.mountpoint)?;
-        let mounted = if process::is_root() {
-            mount::mount_direct(&self.mountpoint, &self.how)
-        } else {
-            mount::mount_fusermount(&self.mountpoint, &self.how)
-        };
-        Ok((
-            mounted.or_fail(Code::Mountpoint, shown)?,
-            Some(self.mountpoint.clone()),
-        ))
-    }
 }
 
 /// How many files may be open: as many as this user may have.
@@ -529,8 +445,4 @@ fn raise_open_files() -> u64 {
     let open_files = most.as_ref().map_or(0, |n| *n);
     best_effort("raise the limit of open files", most);
     open_files
-}
-
-fn is_taken(errno: i32) -> bool {
-    matches!(errno, libc::EBUSY | libc::EWOULDBLOCK)
 }

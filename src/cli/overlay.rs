@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args as _, CommandFactory, FromArgMatches, Parser};
 
+use super::terminal::say;
 use super::{Code, Failure, Outcome, mount};
 use crate::sys::process;
 use words::{Word, split, unescape};
@@ -101,7 +102,9 @@ pub fn run(args: &Args) -> Outcome<()> {
     let Translated { arguments, unknown } = translate(args)?;
     for word in unknown {
         let word = word.display();
-        eprintln!("cvmfs-union: overlay: warning: -o {word} is not known and ignored");
+        say(format_args!(
+            "overlay: warning: -o {word} is not known and ignored"
+        ));
     }
     let command = Mount::try_parse_from(arguments);
     mount::run(command.map_err(usage)?.args)

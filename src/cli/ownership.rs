@@ -28,8 +28,9 @@ pub struct Ownership {
     #[arg(long)]
     static_nlink: bool,
     /// Keep owners and modes of what is changed in an attribute beside each file, as fuse-overlayfs does: 1 for
-    /// root in security.fuseoverlayfs.override_stat, 2 for all in user.fuseoverlayfs.override_stat, 0 not. An
-    /// upper stays with what it was begun with
+    /// root in security.fuseoverlayfs.override_stat, 2 for all in user.fuseoverlayfs.override_stat, or in
+    /// user.containers.override_stat if an engine has begun the upper with that, 0 not. An upper stays with what
+    /// it was begun with
     #[arg(long, value_name = "0|1|2", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     xattr_permissions: u8,
     /// Have no POSIX ACLs; there are none with mapped ids or with owners beside the files either
@@ -47,6 +48,7 @@ impl Ownership {
             (self.squash_to_uid.is_some(), "--squash-to-uid"),
             (self.squash_to_gid.is_some(), "--squash-to-gid"),
             (self.static_nlink, "--static-nlink"),
+            (self.xattr_permissions != 0, "--xattr-permissions"),
             (self.noacl, "--noacl"),
         ];
         let given = options.into_iter().find(|(given, _)| *given);

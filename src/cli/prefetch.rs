@@ -4,9 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::terminal::say;
 use super::{Code, OrFail, Outcome};
+use crate::backend::Backend;
 use crate::error::printable;
-use crate::prefetch::session::{Session, Setup};
+use crate::prefetch::session::{self, Session, Setup};
 use crate::prefetch::{LayerAt, Limits};
 use crate::profile::store::{self, Job, Store};
 use crate::profile::{Profile, Replay, image_name};
@@ -17,7 +19,8 @@ use crate::union::api::{LowerSpec, distinct};
 #[group(skip)]
 pub struct Args {
     /// Fetch ahead what earlier runs of the image opened, and record this one: auto, off, or a file with the
-    /// profile to go by. With --lower, auto is off unless --profiles or --job is given
+    /// profile to go by. With --lower, auto is off unless --profiles or --job is given. A union of the kernel
+    /// records nothing
     #[arg(long, value_name = "auto|off|FILE", default_value = "auto")]
     prefetch: PathBuf,
     #[command(flatten)]
@@ -78,19 +81,11 @@ fn limits(list: &str) -> Result<Limits, String> {
 }
 
 impl Args {
-    /// An option by which something is to be fetched ahead or recorded, if one is given.
+    /// An option by which a run is to be recorded, if one is given.
     pub fn given(&self) -> Option<&'static str> {
-        let by_default = ["auto", "off"]
-            .iter()
-            .any(|word| self.prefetch.as_os_str() == *word);
         let options = [
-            (!by_default, "--prefetch with a profile"),
             (self.place.job.is_some(), "--job"),
             (self.place.profiles.is_some(), "--profiles"),
-            (
-                self.prefetch_limits != Limits::default(),
-                "--prefetch-limits",
-            ),
         ];
         let given = options.into_iter().find(|(given, _)| *given);
         given.map(|(_, name)| name)
@@ -144,9 +139,9 @@ impl Plan {
         {
             // Written there, it would go into the union, and ask it for that.
             let path = printable(path);
-            eprintln!(
-                "cvmfs-union: mount: warning: {path} lies in the mountpoint: no run is recorded"
-            );
+            say(format_args!(
+                "mount: warning: {path} lies in the mountpoint: no run is recorded"
+            ));
             store = None;
         }
         let mut from = Vec::new();
@@ -197,6 +192,17 @@ impl Plan {
         }))
     }
 
+    /// Without what takes a daemon to record runs. None if there is nothing to fetch either.
+    pub fn without_record(self) -> Option<Plan> {
+        self.setup.replay.is_some().then_some(self)
+    }
+
+    /// Fetches for programs that open the files without this one: see
+    /// [`session::fetch_for_others`].
+    pub fn fetch_for_others(self, wanted: impl Fn() -> bool) {
+        session::fetch_for_others(self.setup, wanted);
+    }
+
     /// Begins to fetch and to record.
     pub fn begin(self, open_files: u64) -> Session {
         let open_files = usize::try_from(open_files).unwrap_or(usize::MAX);
@@ -238,16 +244,22 @@ fn usable(path: &Path) -> Option<Profile> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => None,
         Err(e) => {
             let path = printable(path);
-            eprintln!("cvmfs-union: mount: warning: the profile {path} is not used: {e}");
+            say(format_args!(
+                "mount: warning: the profile {path} is not used: {e}"
+            ));
             None
         }
     }
 }
 
-/// What is known and done, in a line or two.
-pub fn told(plan: Option<&Plan>) -> String {
+/// What is known and done, in a line or two. `by`: who makes the union.
+pub fn told(plan: Option<&Plan>, by: Backend) -> String {
     let Some(plan) = plan else {
-        return "nothing is fetched ahead, and nothing recorded".to_owned();
+        return match by {
+            Backend::Fuse => "nothing is fetched ahead, and nothing recorded",
+            _ => "nothing is fetched ahead, and nothing recorded, which takes --backend fuse",
+        }
+        .to_owned();
     };
     let Some(profile) = &plan.setup.replay else {
         return "no run of this image is known yet; this one is recorded".to_owned();
@@ -259,6 +271,9 @@ pub fn told(plan: Option<&Plan>) -> String {
         profile.runs,
         from.join(" and ")
     );
+    if by != Backend::Fuse {
+        text.push_str("; this run is not recorded, which takes --backend fuse");
+    }
     if let Some(replay) = &profile.replay {
         text.push_str(&format!("; last time {}", replay_told(replay)));
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::mount::Job;
 use super::options::MountOptions;
+use super::terminal::{width_of, wrapped};
 use super::trial::{Place, Stage, in_a_process};
 use super::{Code, Failure, OrFail, Outcome, stats};
 use crate::backend::Backend;
@@ -122,7 +124,10 @@ pub fn run(args: &Args) -> Outcome<()> {
     ];
     let text = match args.json {
         true => format!("{:#}\n", features.iter().map(row).collect::<Value>()),
-        false => features.iter().map(line).collect(),
+        false => wrapped(
+            &features.iter().map(line).collect::<String>(),
+            width_of(io::stdout()),
+        ),
     };
     super::print(&text)?;
     match can_mount {

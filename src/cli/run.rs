@@ -21,6 +21,7 @@ use self::inside::Inside;
 use self::wait::Family;
 use super::layers::Order;
 use super::mount::{Guard, Job};
+use super::terminal::say;
 use super::{Code, Failure, OrFail, Outcome, log, prefetch};
 use crate::error::best_effort;
 use crate::sys::children::MountNamespace;
@@ -173,7 +174,7 @@ fn become_command(
         end(1)
     }
     let failure = mounted.become_command(runner, mapped);
-    eprintln!("cvmfs-union: run: {}", failure.message);
+    say(format_args!("run: {}", failure.message));
     end(failure.code)
 }
 

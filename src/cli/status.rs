@@ -1,13 +1,12 @@
 //! `status`: the mounts of this host, those in other mount namespaces too, as far as the caller may look.
 
 use std::collections::HashSet;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Code, OrFail, Outcome, stats, upper};
+use super::{Code, OrFail, Outcome, noted, stats, upper};
 use crate::error::printable;
 use crate::sys::mount;
 use crate::sys::mounts::{self, Ours};
@@ -29,11 +28,8 @@ struct Found {
 }
 
 pub fn run(args: &Args) -> Outcome<()> {
-    let rows: Vec<Value> = find()
-        .or_fail(Code::Failure, "the table of mounts")?
-        .iter()
-        .map(row)
-        .collect();
+    let found = find().or_fail(Code::Failure, mounts::TABLE)?;
+    let rows: Vec<Value> = found.iter().map(row).collect();
     let text = match args.json {
         true => format!("{:#}\n", Value::from(rows)),
         false => table(&rows),
@@ -44,31 +40,13 @@ pub fn run(args: &Args) -> Outcome<()> {
 /// All mounts, each once, by its device: those of this namespace first.
 fn find() -> io::Result<Vec<Found>> {
     let mut devices = HashSet::new();
-    let mut namespaces = HashSet::new();
-    let mut found = Vec::new();
-    let mut look = |process: &Path, seen_by: Option<u32>| -> io::Result<()> {
-        let namespace = fs::read_link(process.join("ns/mnt"))?;
-        if !namespaces.insert(namespace) {
-            return Ok(());
-        }
-        let table = fs::read(process.join("mountinfo"))?;
-        let new = mounts::ours_in(&table);
-        let new = new
-            .into_iter()
-            .filter(|mount| devices.insert(mount.device.clone()));
-        found.extend(new.map(|mount| Found { mount, seen_by }));
-        Ok(())
-    };
-    look(Path::new("/proc/self"), None)?;
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let pid = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
-        if let Some(pid) = pid {
-            // Somebody else's, or gone meanwhile.
-            crate::error::best_effort("look at a process", look(&entry.path(), Some(pid)));
-        }
-    }
-    Ok(found)
+    let tables = mounts::tables()?;
+    let all = tables.flat_map(|(seen_by, table)| {
+        let ours = mounts::ours_in(&table).into_iter();
+        ours.map(move |mount| Found { mount, seen_by })
+    });
+    let found = all.filter(|found| devices.insert(found.mount.device.clone()));
+    Ok(found.collect())
 }
 
 impl Found {
@@ -121,16 +99,21 @@ fn row(found: &Found) -> Value {
     })
 }
 
-/// A mount that has no daemon. What was noted in its work directory is the best that is known of it.
+/// A mount that has no daemon. What was noted of it, or in its work directory, is all that is known of it.
 fn row_of_kernel(found: &Found) -> Value {
     let mount = &found.mount;
-    let work = mount.work.as_ref().filter(|_| found.seen_by.is_none());
-    let noted = work.and_then(|work| upper::recorded(work));
-    let here = mount.mountpoint.display().to_string();
-    let noted =
-        noted.filter(|noted| noted.get("mountpoint").and_then(Value::as_str) == Some(&here));
-    let about = |key: &str| noted.as_ref().and_then(|noted| noted.get(key)).cloned();
+    let here = text::of_path(&mount.mountpoint);
+    let note = noted::of(mount);
+    let seconds = note.as_ref().and_then(noted::seconds_of);
+    let note = note.or_else(|| {
+        let work = mount.work.as_ref().filter(|_| found.seen_by.is_none());
+        let record = work.and_then(|work| upper::recorded(work))?;
+        // Another one may have had it since.
+        (record.get("mountpoint")? == &here).then_some(record)
+    });
+    let about = |key: &str| note.as_ref().and_then(|note| note.get(key)).cloned();
     let layers = about("layers").and_then(|layers| layers.as_array().map(Vec::len));
+    let upper = mount.upper.as_ref().map(text::of_path);
     json!({
         "mountpoint": here,
         "seen_by": found.seen_by,
@@ -138,11 +121,11 @@ fn row_of_kernel(found: &Found) -> Value {
         "state": "kernel",
         "reason": null,
         "pid": null,
-        "uptime_seconds": null,
+        "uptime_seconds": seconds,
         "backend": mount.fstype,
         "image": about("image"),
         "layers": layers,
-        "upper": mount.upper.as_ref().map(|upper| upper.display().to_string()),
+        "upper": about("upper").filter(Value::is_string).or(upper.map(Value::from)),
     })
 }
 

@@ -120,6 +120,7 @@ impl Stage {
             user_marks: !process::is_initial_root(),
             portable: false,
             flags: MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            source: mount::NAME.to_owned(),
         };
         let mnt = self.at("mnt");
         mount_stack(backend, &stack, &mnt)?;

@@ -3,12 +3,16 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use super::{Code, Failure, OrFail, Outcome};
+use super::{Code, Failure, OrFail, Outcome, noted};
 use crate::sys::{mount, mounts};
 
 /// The longest list of users that is still read.
 const MAX_USERS: usize = 10;
+/// How long a mount may be held by who lets go of it again.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Unmounts a union.
 #[derive(Debug, clap::Args)]
@@ -19,24 +23,41 @@ pub struct Args {
 pub fn run(args: &Args) -> Outcome<()> {
     let shown = args.mountpoint.display();
     let mountpoint = locate(&args.mountpoint).or_fail(Code::Mountpoint, &shown)?;
-    let table = "/proc/self/mountinfo";
-    if mounts::ours_at(&mountpoint)
-        .or_fail(Code::Failure, table)?
-        .is_none()
-    {
-        let text = match mounts::mounted_type(&mountpoint).or_fail(Code::Failure, table)? {
+    let ours = mounts::ours_at(&mountpoint).or_fail(Code::Failure, mounts::TABLE)?;
+    let Some(found) = ours else {
+        let text = match mounts::mounted_type(&mountpoint).or_fail(Code::Failure, mounts::TABLE)? {
             None => format!("{shown}: not a mountpoint"),
             Some(fstype) => format!("{shown}: a mount of type {fstype}, not of {}", mount::NAME),
         };
         return Err(Failure::new(Code::Mountpoint, text));
+    };
+    unmount(&mountpoint).map_err(|why| Failure {
+        message: format!("{shown}: {}", why.message),
+        ..why
+    })?;
+    if found.is_by_kernel() {
+        noted::forget();
     }
-    mount::umount(&mountpoint, false).map_err(|e| match e.kind() {
-        io::ErrorKind::ResourceBusy => {
-            let users = users_of(&mountpoint, std::process::id());
-            Failure::new(Code::Busy, format!("{shown}: busy{}", describe(&users)))
+    Ok(())
+}
+
+/// Who asks a mount what it is, as `status` does, holds it for a moment.
+fn unmount(mountpoint: &Path) -> Outcome<()> {
+    let begun = Instant::now();
+    loop {
+        let Err(e) = mount::umount(mountpoint, false) else {
+            return Ok(());
+        };
+        if e.kind() != io::ErrorKind::ResourceBusy {
+            return Err(Failure::new(Code::Failure, e.to_string()));
         }
-        _ => Failure::new(Code::Failure, format!("{shown}: {e}")),
-    })
+        if begun.elapsed() > PATIENCE {
+            let users = users_of(mountpoint, std::process::id());
+            let text = format!("busy{}", describe(&users));
+            return Err(Failure::new(Code::Busy, text));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The mountpoint's canonical path, also when no daemon answers behind it.

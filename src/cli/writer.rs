@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use super::noted;
 use super::upper::recorded;
 use crate::backend::{Backend, Writer};
+use crate::sys::file;
 use crate::sys::meta::{self, Stat};
-use crate::sys::{file, mounts};
+use crate::sys::mounts::{self, Ours};
 use crate::union::ABILITIES;
 use crate::union::api::UpperSpec;
 
@@ -17,7 +19,7 @@ pub fn of(upper: &UpperSpec) -> io::Result<Writer> {
     if is_empty(&upper.upper)? {
         return Ok(Writer::Nobody);
     }
-    if let Some(backend) = noted(&upper.work) {
+    if let Some(backend) = backend_of(&upper.work) {
         return Ok(Writer::Noted(backend));
     }
     if stat_in(&upper.work, ABILITIES)?.is_some() {
@@ -29,13 +31,14 @@ pub fn of(upper: &UpperSpec) -> io::Result<Writer> {
     })
 }
 
-/// Whether overlayfs has had a work directory last, whatever is in its upper.
-pub fn was_of_overlay(work: &Path) -> io::Result<bool> {
-    Ok(noted(work) == Some(Backend::Overlay) || is_left_by_overlay(work)?)
+/// Whether a union of the kernel has had a work directory last, whatever is in its upper.
+pub fn was_of_kernel(work: &Path) -> io::Result<bool> {
+    let kernel = backend_of(work).is_some_and(|of| of != Backend::Fuse);
+    Ok(kernel || is_left_by_overlay(work)?)
 }
 
 /// The backend that has noted itself in a work directory.
-fn noted(work: &Path) -> Option<Backend> {
+fn backend_of(work: &Path) -> Option<Backend> {
     Backend::named(recorded(work)?.get("backend")?.as_str()?)
 }
 
@@ -68,15 +71,18 @@ fn stat_in(work: &Path, name: &[u8]) -> io::Result<Option<Stat>> {
     }
 }
 
-/// Whether overlayfs has this upper mounted, in any namespace that the caller may look at. It takes no locks.
-pub fn is_mounted_by_overlay(upper: &Path) -> bool {
+/// Whether a union of the kernel has this upper mounted, in any namespace that the caller may look at. They take
+/// no locks.
+pub fn is_mounted_by_kernel(upper: &Path) -> io::Result<bool> {
     let upper = fs::canonicalize(upper).unwrap_or_else(|_| upper.to_owned());
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let mut tables = processes.filter_map(|process| {
-        // Somebody else's, or gone meanwhile, or no process.
-        fs::read(process.path().join("mountinfo")).ok()
-    });
-    tables.any(|table| mounts::is_upper_in(&table, &upper))
+    // One that the table does not tell of, or by a number, may have a note.
+    let is_noted = |mount: &Ours| {
+        let of = noted::of(mount).and_then(|note| noted::upper_of(&note));
+        of.is_some_and(|of| of == upper)
+    };
+    Ok(mounts::tables()?.any(|(_, table)| {
+        mounts::is_upper_in(&table, &upper) || mounts::ours_in(&table).iter().any(is_noted)
+    }))
 }
 
 #[cfg(test)]

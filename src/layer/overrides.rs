@@ -39,6 +39,13 @@ impl Overrides {
         Overrides(key)
     }
 
+    /// Whether an upper that has `found` is what is asked for by this. containers/storage begins uppers with its
+    /// own attribute and mounts them with `xattr_permissions=2`, and fuse-overlayfs goes on with what it finds.
+    pub fn is_met_by(self, found: Overrides) -> bool {
+        let [_, engines, _] = KEYS;
+        self == found || self == Overrides::of_user() && found == Overrides(engines)
+    }
+
     /// Whether an attribute of this name can be one.
     pub fn is_key(key: &[u8]) -> bool {
         KEYS.iter().any(|known| known.to_bytes() == key)

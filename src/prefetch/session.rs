@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LAST_PATIENCE: Duration = Duration::from_millis(200);
 /// How often it is looked whether another mount has ended its replay.
 const TURN: Duration = Duration::from_millis(50);
+/// How often it is asked whether what is fetched for others is still wanted.
+const LOOK: Duration = Duration::from_secs(1);
 /// So many files that were opened ahead stay open until programs want them or the job has settled.
 const KEPT: usize = 1024;
 
@@ -70,23 +73,8 @@ struct Inner {
 impl Session {
     /// Begins to fetch and to record, on threads of its own.
     pub fn begin(setup: Setup) -> Session {
-        let learning = Learning {
-            ahead: Arc::new(Ahead::new(KEPT.min(setup.open_files / 8))),
-            record: Arc::new(Record::new(MOST_FILES)),
-        };
-        let layers: Vec<String> = setup.layers.iter().map(|l| l.identity.clone()).collect();
-        let inner = Arc::new(Inner {
-            fetcher: Fetcher::new(setup.layers, setup.limits, learning.ahead.clone()),
-            learning,
-            layers,
-            store: setup.store,
-            base: Mutex::new(setup.base),
-            limits: setup.limits,
-            turn: Mutex::new(None),
-            waited: AtomicBool::new(false),
-            ending: AtomicBool::new(false),
-        });
-        if let Some(profile) = setup.replay {
+        let (inner, replay) = Inner::new(setup);
+        if let Some(profile) = replay {
             // Before any program runs: what one opens from now on is its own, and not fetched again.
             let expected = inner.expect(&profile);
             let replay = move |inner: &Inner| inner.replay(&profile, expected);
@@ -104,10 +92,7 @@ impl Session {
     /// Begins to fetch nothing more, and lets other mounts do so. To be called first when a mount ends; waits
     /// for nothing.
     pub fn stop(&self) {
-        self.0.ending.store(true, Ordering::Relaxed);
-        self.0.fetcher.stop();
-        // A reader may wait for a layer for ever; others need not.
-        drop(self.0.turn.lock().take());
+        self.0.stop();
     }
 
     /// Ends it, and keeps what was recorded. Waits for no layer.
@@ -118,7 +103,63 @@ impl Session {
     }
 }
 
+/// Fetches what is expected, for programs that open it without this one, and returns when that is done. It ends
+/// earlier when its time is over, or `wanted` says that nobody wants it any more; a reader that waits for a
+/// layer then is left behind, until its process ends.
+pub fn fetch_for_others(setup: Setup, wanted: impl Fn() -> bool) {
+    // Nobody takes a file over.
+    let (inner, replay) = Inner::new(Setup {
+        open_files: 0,
+        ..setup
+    });
+    let Some(profile) = replay else {
+        return;
+    };
+    let (done, is_done) = mpsc::channel::<()>();
+    let expected = inner.expect(&profile);
+    inner.clone().spawn("replay", move |inner| {
+        inner.fetcher.open_roots();
+        inner.wait_for_turn();
+        inner.fetcher.fetch(expected);
+        drop(done);
+    });
+    while !inner.fetcher.is_over() && wanted() {
+        if is_done.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
+            break;
+        }
+    }
+    inner.stop();
+}
+
 impl Inner {
+    /// One that does nothing yet, and what there is to replay.
+    fn new(setup: Setup) -> (Arc<Inner>, Option<Profile>) {
+        let learning = Learning {
+            ahead: Arc::new(Ahead::new(KEPT.min(setup.open_files / 8))),
+            record: Arc::new(Record::new(MOST_FILES)),
+        };
+        let layers: Vec<String> = setup.layers.iter().map(|l| l.identity.clone()).collect();
+        let inner = Inner {
+            fetcher: Fetcher::new(setup.layers, setup.limits, learning.ahead.clone()),
+            learning,
+            layers,
+            store: setup.store,
+            base: Mutex::new(setup.base),
+            limits: setup.limits,
+            turn: Mutex::new(None),
+            waited: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
+        };
+        (Arc::new(inner), setup.replay)
+    }
+
+    /// Begins nothing more, and gives the turn back: a reader may wait for a layer for ever; others need not.
+    fn stop(&self) {
+        self.ending.store(true, Ordering::Relaxed);
+        self.fetcher.stop();
+        drop(self.turn.lock().take());
+    }
+
     fn spawn(self: Arc<Self>, name: &str, job: impl FnOnce(&Inner) + Send + 'static) {
         let thread = thread::Builder::new().name(name.to_owned());
         best_effort(name, thread.spawn(move || job(&self)));

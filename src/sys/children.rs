@@ -94,6 +94,23 @@ impl MountNamespace {
     }
 }
 
+/// Whether a process is on its way out, and would be gone but for threads that the kernel keeps.
+pub fn is_ending(process: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status"));
+    status.is_ok_and(|status| tells_an_end(&status))
+}
+
+/// Reads `/proc/PID/status`: the first thread has ended, or been told to.
+fn tells_an_end(status: &str) -> bool {
+    let value = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.map(str::trim_start)
+    };
+    let pending = value("SigPnd:").and_then(|signals| u64::from_str_radix(signals, 16).ok());
+    let told = pending.is_some_and(|signals| signals & (1 << (Signal::SIGKILL as u32 - 1)) != 0);
+    told || value("State:").is_some_and(|state| state.starts_with(['Z', 'X']))
+}
+
 /// Sends a signal to the process of a directory of `/proc`. Linux 5.1.
 fn send(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
     // SAFETY: the descriptor is open, and the call takes no further information.
@@ -107,4 +124,34 @@ fn send(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
         ) as i32
     })
     .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_tells_an_end() {
+        for (status, is_one) in [
+            (
+                "Name:\ta\nState:\tS (sleeping)\nSigPnd:\t0000000000000000\n",
+                false,
+            ),
+            (
+                "Name:\ta\nState:\tD (disk sleep)\nSigPnd:\t0000000000000100\n",
+                true,
+            ),
+            (
+                "Name:\ta\nState:\tS (sleeping)\nSigPnd:\t0000000000004000\n",
+                false,
+            ),
+            (
+                "Name:\tZ\nState:\tZ (zombie)\nSigPnd:\t0000000000000000\n",
+                true,
+            ),
+            ("", false),
+        ] {
+            assert_eq!(tells_an_end(status), is_one, "{status}");
+        }
+    }
 }

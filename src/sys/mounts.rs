@@ -1,21 +1,57 @@
 //! The table of mounts, as proc_pid_mountinfo(5) has it: what is mounted where, and what of it is ours.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::iter;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use super::mount::{FSTYPE, NAME};
 
 /// The table of this process's namespace.
-const OWN: &str = "/proc/self/mountinfo";
-/// The types of mounts that the kernel makes for this program; their source is [`NAME`].
+pub const TABLE: &str = "/proc/self/mountinfo";
+/// The types of mounts that the kernel makes for this program; their source is [`NAME`], perhaps with a number.
 const KERNEL_TYPES: [&str; 2] = ["overlay", "aufs"];
+/// Where aufs shows the branches of its mounts.
+const AUFS: &str = "/sys/fs/aufs";
+
+/// The source of a mount that the kernel makes for this program, by which it is known again.
+pub fn source_of(number: &str) -> String {
+    format!("{NAME}-{number}")
+}
+
+/// The number in such a source.
+pub fn number_of(source: &str) -> Option<&str> {
+    let number = source.strip_prefix(NAME)?.strip_prefix('-')?;
+    let digits = number.bytes().all(|b| b.is_ascii_hexdigit());
+    (digits && number.len() == 16).then_some(number)
+}
+
+/// The tables of all mount namespaces that this process may look at, its own first, each with a process of that
+/// namespace; None stands for this one.
+pub fn tables() -> io::Result<impl Iterator<Item = (Option<u32>, Vec<u8>)>> {
+    let own = (None, fs::read(TABLE)?);
+    let mut seen = HashSet::from([fs::read_link("/proc/self/ns/mnt")?]);
+    let processes = fs::read_dir("/proc")?.flatten();
+    let others = processes.filter_map(move |entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        // Somebody else's, or gone meanwhile.
+        let namespace = fs::read_link(entry.path().join("ns/mnt")).ok()?;
+        if seen.contains(&namespace) {
+            return None;
+        }
+        let table = fs::read(entry.path().join("mountinfo")).ok()?;
+        seen.insert(namespace);
+        Some((Some(pid), table))
+    });
+    Ok(iter::once(own).chain(others))
+}
 
 /// The type of the topmost mount at exactly this path; None when it is no mountpoint.
 pub fn mounted_type(mountpoint: &Path) -> io::Result<Option<String>> {
-    Ok(type_in(&fs::read(OWN)?, mountpoint))
+    Ok(type_in(&fs::read(TABLE)?, mountpoint))
 }
 
 /// A line of a table of mounts, as it is there.
@@ -36,7 +72,41 @@ impl Line<'_> {
     /// Whether this program has mounted it, with a daemon or without.
     fn is_ours(&self) -> bool {
         let by_kernel = KERNEL_TYPES.iter().any(|of| of.as_bytes() == self.fstype);
-        self.fstype == FSTYPE.as_bytes() || by_kernel && self.source == NAME.as_bytes()
+        let named = self.source == NAME.as_bytes() || self.number().is_some();
+        self.fstype == FSTYPE.as_bytes() || by_kernel && named
+    }
+
+    fn number(&self) -> Option<&str> {
+        number_of(str::from_utf8(self.source).ok()?)
+    }
+
+    /// The upper of overlayfs or aufs, if the options name it. `aufs`: see [`AUFS`].
+    fn upper(&self, aufs: &Path) -> Option<PathBuf> {
+        match self.fstype {
+            b"overlay" => self.dir("upperdir"),
+            b"aufs" => self.first_branch(aufs),
+            _ => None,
+        }
+    }
+
+    /// The topmost branch of aufs, if it can be written. The options have it, or the number under which it is shown.
+    fn first_branch(&self, aufs: &Path) -> Option<PathBuf> {
+        let mut options = self.options.split(|b| *b == b',');
+        let first = options.find_map(|option| {
+            let branches = [&b"br:"[..], b"br="].map(|key| option.strip_prefix(key));
+            let branches = branches.into_iter().flatten().next();
+            branches
+                .and_then(|branches| branches.split(|b| *b == b':').next())
+                .map(<[u8]>::to_vec)
+                .or_else(|| {
+                    let id = str::from_utf8(option.strip_prefix(b"si=")?).ok()?;
+                    fs::read(aufs.join(format!("si_{id}/br0"))).ok()
+                })
+        })?;
+        let branch = first.trim_ascii_end();
+        let equals = branch.iter().rposition(|b| *b == b'=')?;
+        let (dir, rights) = (branch.get(..equals)?, branch.get(equals + 1..)?);
+        rights.starts_with(b"rw").then(|| unescape(dir))
     }
 
     /// A directory that an option of the file system names.
@@ -51,7 +121,8 @@ impl Line<'_> {
             device: text_of(self.device),
             mountpoint: unescape(self.mountpoint),
             fstype: text_of(self.fstype),
-            upper: self.dir("upperdir"),
+            number: self.number().map(str::to_owned),
+            upper: self.upper(Path::new(AUFS)),
             work: self.dir("workdir"),
         }
     }
@@ -92,7 +163,9 @@ pub struct Ours {
     pub mountpoint: PathBuf,
     /// The type of the file system.
     pub fstype: String,
-    /// The upper of kernel overlayfs, as that was told it.
+    /// By which a mount of the kernel is known again: see [`source_of`].
+    pub number: Option<String>,
+    /// The upper of a mount of the kernel, as that was told it.
     pub upper: Option<PathBuf>,
     /// And the work directory.
     pub work: Option<PathBuf>,
@@ -113,15 +186,15 @@ pub fn ours_in(mountinfo: &[u8]) -> Vec<Ours> {
 
 /// The topmost mount at exactly this path, if it is one of this program.
 pub fn ours_at(mountpoint: &Path) -> io::Result<Option<Ours>> {
-    let table = fs::read(OWN)?;
+    let table = fs::read(TABLE)?;
     let at = lines_of(&table).filter(|line| line.is_at(mountpoint));
     Ok(at.last().filter(Line::is_ours).map(|line| line.ours()))
 }
 
-/// Whether some overlayfs in a table of mounts has this upper.
+/// Whether some overlayfs or aufs in a table of mounts has this upper.
 pub fn is_upper_in(mountinfo: &[u8], upper: &Path) -> bool {
-    let mut overlays = lines_of(mountinfo).filter(|line| line.fstype == b"overlay");
-    overlays.any(|line| line.dir("upperdir").is_some_and(|of| of == upper))
+    let mut uppers = lines_of(mountinfo).filter_map(|line| line.upper(Path::new(AUFS)));
+    uppers.any(|of| of == upper)
 }
 
 /// A file system as the table of mounts shows it.
@@ -143,7 +216,7 @@ impl MountedFs {
 /// The file system of a device, which is not asked for it. None if it is not mounted here.
 pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
     let device = (libc::major(device), libc::minor(device));
-    Ok(on_device(&fs::read(OWN)?, device))
+    Ok(on_device(&fs::read(TABLE)?, device))
 }
 
 fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> {
@@ -157,7 +230,7 @@ fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> 
 
 /// The device of the topmost mount at exactly this path, as `MAJOR:MINOR`; None when it is no mountpoint.
 pub fn device_of(mountpoint: &Path) -> io::Result<Option<String>> {
-    Ok(device_in(&fs::read(OWN)?, mountpoint))
+    Ok(device_in(&fs::read(TABLE)?, mountpoint))
 }
 
 fn device_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {
@@ -192,7 +265,7 @@ mod tests {
         let table = b"22 1 0:21 / /mnt/a\\040b rw shared:1 - ext4 /dev/x rw\n\
             23 22 0:40 / /mnt/a\\040b rw - fuse.cvmfs-union cvmfs-union rw\n\
             24 1 0:41 / /mnt rw - tmpfs none rw\n\
-            25 24 0:42 / /mnt/o ro - overlay cvmfs-union rw,lowerdir=/l,upperdir=/u\\054\\040v,workdir=/w\n\
+            25 24 0:42 / /mnt/o ro - overlay cvmfs-union-0123456789abcdef rw,lowerdir=/l,upperdir=/u\\054\\040v,workdir=/w\n\
             26 24 0:43 / /mnt/p rw - overlay overlay rw,lowerdir=/l,upperdir=/other,workdir=/x\n";
         assert_eq!(
             type_in(table, Path::new("/mnt/a b")).as_deref(),
@@ -204,6 +277,7 @@ mod tests {
             device: "0:40".to_owned(),
             mountpoint: "/mnt/a b".into(),
             fstype: FSTYPE.to_owned(),
+            number: None,
             upper: None,
             work: None,
         };
@@ -211,6 +285,7 @@ mod tests {
             device: "0:42".to_owned(),
             mountpoint: "/mnt/o".into(),
             fstype: "overlay".to_owned(),
+            number: Some("0123456789abcdef".to_owned()),
             upper: Some("/u, v".into()),
             work: Some("/w".into()),
         };
@@ -229,6 +304,48 @@ mod tests {
             device_in(table, Path::new("/mnt/a b")).as_deref(),
             Some("0:40")
         );
+    }
+
+    #[test]
+    fn numbers_in_sources() {
+        assert_eq!(
+            number_of(&source_of("0123456789abcdef")),
+            Some("0123456789abcdef")
+        );
+        for other in [
+            "cvmfs-union",
+            "cvmfs-union-",
+            "cvmfs-union-0123456789abcde",
+            "cvmfs-union-0123456789abcde/",
+        ] {
+            assert_eq!(number_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn uppers_of_aufs() -> io::Result<()> {
+        let sys = tempfile::tempdir()?;
+        let shown = [("si_a1", "/u\\040v=rw\n"), ("si_b2", "/l=ro+wh\n")];
+        for (id, branch) in shown {
+            fs::create_dir(sys.path().join(id))?;
+            fs::write(sys.path().join(id).join("br0"), branch)?;
+        }
+        for (options, expected) in [
+            ("rw,si=a1", Some("/u v")),
+            ("rw,si=b2", None),
+            ("rw,si=absent", None),
+            ("rw,br:/u=1=rw+nolwh:/l=ro+wh", Some("/u=1")),
+            ("rw,br=/u=rw:/l=ro", Some("/u")),
+            ("rw,br:/l=ro", None),
+            ("rw", None),
+        ] {
+            let table = format!("26 24 0:43 / /mnt rw - aufs cvmfs-union {options}\n");
+            let uppers: Vec<_> = lines_of(table.as_bytes())
+                .map(|line| line.upper(sys.path()))
+                .collect();
+            assert_eq!(uppers, [expected.map(PathBuf::from)], "{options}");
+        }
+        Ok(())
     }
 
     #[test]

@@ -223,16 +223,56 @@ pub fn is_root() -> bool {
 
 /// Whether the user is root of the machine, not only of a user namespace.
 pub fn is_initial_root() -> bool {
-    is_root() && fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| is_identity_map(&map))
+    is_root() && is_initial()
+}
+
+/// Whether all users have here the numbers that they have on the machine.
+pub fn is_initial() -> bool {
+    users_map().is_ok_and(|map| is_identity_map(&map))
+}
+
+/// The number of the effective user where the user namespace was made; the same as [`user`] outside of one.
+pub fn user_outside() -> u32 {
+    let map = users_map().unwrap_or_default();
+    outside(&map, user()).unwrap_or_else(user)
+}
+
+fn users_map() -> io::Result<String> {
+    fs::read_to_string("/proc/self/uid_map")
 }
 
 fn is_identity_map(map: &str) -> bool {
     map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
+/// By a map of user_namespaces(7): a line is the first number inside, that outside, and how many they are.
+fn outside(map: &str, user: u32) -> Option<u32> {
+    map.lines().find_map(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse);
+        let (inside, outside): (u32, u32) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+        let count: u32 = numbers.next()?.ok()?;
+        let at = user.checked_sub(inside).filter(|at| *at < count)?;
+        outside.checked_add(at)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_by_a_map() {
+        let map = "         0       1000          1\n         1     100000      65536\n";
+        for (inside, expected) in [
+            (0, Some(1000)),
+            (1, Some(100_000)),
+            (65_536, Some(165_535)),
+            (65_537, None),
+        ] {
+            assert_eq!(outside(map, inside), expected, "{inside}");
+        }
+        assert_eq!(outside("0 0 4294967295", 7), Some(7));
+    }
 
     #[test]
     fn reports_survive_the_pipe() {

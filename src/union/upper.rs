@@ -119,7 +119,10 @@ impl Upper {
         }
         let marks = opaque_xattrs(root.as_fd()).op("read marks");
         let found = marks.map_err(|e| e.at(&spec.upper))?.overrides;
-        let beside = config.shown.beside;
+        let beside = match (config.shown.beside, found) {
+            (Some(asked), Some(found)) if asked.is_met_by(found) => Some(found),
+            (asked, _) => asked,
+        };
         if found.is_some() && found != beside {
             // What is in it would show with modes that are wider than they are.
             let why = "owners and modes are kept beside the files, in an attribute override_stat: mount it with the \

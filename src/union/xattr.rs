@@ -114,11 +114,11 @@ impl Union {
         Ok(keys)
     }
 
-    /// Whether the upper keeps owners and modes in an attribute of this name, which is no user's. That of users
-    /// is a union's name as it is, and so stored under another.
+    /// Whether the upper keeps owners and modes in an attribute of this name, which is no user's. That of
+    /// fuse-overlayfs for users is a union's name as it is, and so stored under another.
     fn is_kept(&self, key: &[u8]) -> bool {
         let beside = self.upper.as_ref().and_then(|upper| upper.beside);
-        beside == Some(Overrides::of_root()) && Overrides::of_root().key().to_bytes() == key
+        beside.is_some_and(|kept| kept != Overrides::of_user() && kept.key().to_bytes() == key)
     }
 
     /// `flags`: `XATTR_CREATE`, `XATTR_REPLACE`.

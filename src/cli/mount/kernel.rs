@@ -12,13 +12,17 @@ use nix::mount::MsFlags;
 
 use super::ending::detach;
 use super::mountpoint::recover;
+use super::opening::is_taken;
 use super::ready::make_points;
-use super::{Args, Job, UPPER_PATIENCE, is_taken, raise_open_files};
+use super::{Args, Job, UPPER_PATIENCE, raise_open_files};
 use crate::backend::{Backend, Stack, Writer, overlay};
 use crate::cli::options::MountOptions;
+use crate::cli::terminal::say;
 use crate::cli::upper::Prepared;
-use crate::cli::{Code, Failure, OrFail, Outcome, backend, trial, writer};
-use crate::sys::{file, mount, process};
+use crate::cli::{Code, Failure, OrFail, Outcome, backend, noted, prefetch, trial, writer};
+use crate::error::best_effort;
+use crate::sys::process::Side;
+use crate::sys::{file, mount, mounts, process};
 use crate::union::api::{Limits, UpperSpec};
 
 impl Args {
@@ -88,7 +92,7 @@ impl Job {
             // What a new upper takes from the layers below, and whose its `.wh.` names are, is as with the daemon.
             drop(self.open_union(&upper, Limits::of(raise_open_files()), None)?);
         }
-        let _held = spec.as_ref().map(hold).transpose()?;
+        let held = spec.as_ref().map(hold).transpose()?;
         if let Some(spec) = spec.as_ref().filter(|_| self.chosen.begins_upper) {
             // A daemon that came and went meanwhile may have written to it.
             let writer = writer::of(spec).or_fail(Code::Upper, spec.upper.display())?;
@@ -98,15 +102,18 @@ impl Job {
         }
         upper.record_image()?;
         // Before anything is written to the upper: which marks those are has to be known.
-        let noted = upper.record_mount(&self.about(&upper));
+        let about = self.about(&upper);
+        let noted = upper.record_mount(&about);
         noted.or_fail(Code::Upper, "noting what is mounted in the work directory")?;
         recover(&self.mountpoint)?;
+        let number = noted::number();
         let mut stack = Stack {
             lowers: self.layers.iter().map(|layer| layer.path.clone()).collect(),
             upper: upper.paths.clone(),
             user_marks: !process::is_initial_root(),
             portable: self.args.portable_upper,
             flags: self.how.flags,
+            source: mounts::source_of(&number),
         };
         if self.chosen.backend == Backend::Overlay && overlay::wants_another(&stack) {
             stack.lowers.push(backend::empty_dir()?);
@@ -116,12 +123,50 @@ impl Job {
             message: format!("{at}: {by}: {}", failure.message),
             ..failure
         })?;
-        make_points(&self.points, &self.mountpoint).inspect_err(|_| detach(Some(&self.mountpoint)))
+        if let Err(e) = noted::note(&number, &about, &self.mountpoint) {
+            say(format_args!(
+                "mount: warning: nothing is noted of this mount, for status, diff and explain: {e}"
+            ));
+        }
+        make_points(&self.points, &self.mountpoint)
+            .inspect_err(|_| detach(Some(&self.mountpoint)))?;
+        // A process that fetches has all descriptors of this one.
+        drop(held);
+        if let Some(plan) = self.prefetch.take() {
+            best_effort("fetch ahead", fetch_in_background(plan, &number));
+        }
+        Ok(())
     }
 }
 
-/// Holds an upper against other mounts of this program, until this one is made. The kernel takes no locks, and
-/// its overlayfs only warns of an upper that is mounted twice.
+/// Fetches in a process of its own, which ends when that is done, or with the mount.
+fn fetch_in_background(plan: prefetch::Plan, number: &str) -> io::Result<()> {
+    let Side::Child(reporter) = process::fork()? else {
+        return Ok(());
+    };
+    // Nobody waits for a report.
+    drop(reporter);
+    best_effort("let go of the terminal", process::silence_stdio());
+    best_effort("leave the directory", nix::unistd::chdir("/"));
+    plan.fetch_for_others(|| {
+        let table = fs::read(mounts::TABLE).unwrap_or_default();
+        let ours = mounts::ours_in(&table);
+        ours.iter()
+            .any(|mount| mount.number.as_deref() == Some(number))
+    });
+    leave()
+}
+
+#[expect(
+    clippy::exit,
+    reason = "the child must not return into what its parent goes on with, nor wait for readers"
+)]
+fn leave() -> ! {
+    std::process::exit(0)
+}
+
+/// Holds an upper against other mounts of this program, until this one is made and noted. The kernel takes no
+/// locks, and its overlayfs only warns of an upper that is mounted twice.
 fn hold(upper: &UpperSpec) -> Outcome<Vec<OwnedFd>> {
     let begun = Instant::now();
     let lock = |dir: &Path| -> io::Result<OwnedFd> {
@@ -148,10 +193,16 @@ fn hold(upper: &UpperSpec) -> Outcome<Vec<OwnedFd>> {
             })?,
         );
     }
-    if writer::is_mounted_by_overlay(&upper.upper) {
-        return Err(in_use(&upper.upper));
-    }
+    not_mounted(&upper.upper)?;
     Ok(held)
+}
+
+/// Refuses an upper that a union of the kernel has.
+fn not_mounted(upper: &Path) -> Outcome<()> {
+    match writer::is_mounted_by_kernel(upper).or_fail(Code::Failure, mounts::TABLE)? {
+        true => Err(in_use(upper)),
+        false => Ok(()),
+    }
 }
 
 fn in_use(upper: &Path) -> Failure {
@@ -159,15 +210,13 @@ fn in_use(upper: &Path) -> Failure {
     Failure::new(Code::Upper, text)
 }
 
-/// Prepares an upper of overlayfs for the daemon, and notes that it is the daemon's from now on.
+/// Prepares an upper of the kernel for the daemon, and notes that it is the daemon's from now on.
 pub(super) fn take_over(upper: &Prepared, about: &serde_json::Value) -> Outcome<()> {
     let Some((dir, work)) = &upper.paths else {
         return Ok(());
     };
-    if writer::is_mounted_by_overlay(dir) {
-        return Err(in_use(dir));
-    }
-    // The kernel leaves it without rights, which only root can do without.
+    not_mounted(dir)?;
+    // overlayfs leaves it without rights, which only root can do without.
     match fs::set_permissions(work.join("work"), Permissions::from_mode(0o700)) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         other => other.or_fail(Code::Upper, work.join("work").display())?,

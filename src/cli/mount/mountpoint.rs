@@ -27,7 +27,7 @@ pub(super) fn usable_mountpoint(mountpoint: &Path) -> Outcome<PathBuf> {
 /// Detaches our mount there if its daemon was killed; any other dead mount is the user's affair.
 pub(super) fn recover(mountpoint: &Path) -> Outcome<()> {
     let shown = mountpoint.display();
-    match mounts::mounted_type(mountpoint).or_fail(Code::Failure, "/proc/self/mountinfo")? {
+    match mounts::mounted_type(mountpoint).or_fail(Code::Failure, mounts::TABLE)? {
         Some(fstype) if fstype == mount::FSTYPE => {
             if mount::is_dead(mountpoint) {
                 tracing::info!("{shown}: detaching the mount of a daemon that is gone");

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill, raise};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use crate::error::best_effort;
@@ -113,13 +112,33 @@ impl Family {
     /// process that waits in it for a layer.
     pub fn end(mut self) {
         let all = self.end_left();
-        if let Some(daemon) = self.daemon {
-            best_effort("end the daemon", kill(daemon, Signal::SIGTERM));
-            best_effort("wait for the daemon", waitpid(daemon, None));
-            self.daemon = None;
-        }
+        best_effort("end the daemon", self.end_daemon());
         if !all && !self.end_left() {
             tracing::warn!("a process that the command has started does not end, though killed");
+        }
+    }
+
+    /// Waits for the end of the daemon, which may have much to throw away; but not for a thread of it that waits
+    /// for a layer, when that is all that is left of it.
+    fn end_daemon(&mut self) -> io::Result<()> {
+        if let Some(daemon) = self.daemon {
+            kill(daemon, Signal::SIGTERM)?;
+        }
+        let mut ending = None;
+        loop {
+            while self.news()?.is_some() {}
+            let Some(daemon) = self.daemon else {
+                return Ok(());
+            };
+            if children::is_ending(daemon)
+                && ending.get_or_insert_with(Instant::now).elapsed() > PATIENCE
+            {
+                tracing::warn!(
+                    "a thread of the daemon still waits for a layer, and ends after that"
+                );
+                return Ok(());
+            }
+            thread::sleep(TICK);
         }
     }
 
