@@ -304,6 +304,10 @@ fn what_this_host_can_do() {
 
 /// Two layers whose paths are the same but for bytes that are no text, and a file with such a name: what is noted
 /// of them leads back to each.
+fn is_profile(entry: fs::DirEntry) -> bool {
+    entry.path().extension().is_some_and(|end| end == "profile")
+}
+
 #[test]
 fn names_that_are_no_text() {
     if !require_all(&["root", "fuse"]) {
@@ -325,6 +329,9 @@ fn names_that_are_no_text() {
     f.mount();
     assert_eq!(fs::read(f.at(odd)).unwrap(), b"below");
     f.umount();
+    // The daemon keeps it when the mount is gone.
+    let is_kept = || fs::read_dir(&profiles).is_ok_and(|names| names.flatten().any(is_profile));
+    daemon::wait("no profile is kept", is_kept);
     f.mount();
     let prefetched = || Stats::of(&f.mnt).json()["prefetch"].clone();
     daemon::wait("the file is not fetched", || prefetched()["files"] == 1);

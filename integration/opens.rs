@@ -179,9 +179,13 @@ fn small_files_that_are_opened_and_read_cost_one_request() {
         (SMALL / 16..SMALL / 16 + 8).contains(&(reads as usize)),
         "{reads}"
     );
-    let (asked, ()) = stats.during(read_all);
-    assert_eq!(asked["open"], SMALL as u64);
-    assert_eq!(asked.get("read"), None);
+    let is_cached = || {
+        let (asked, ()) = stats.during(read_all);
+        assert_eq!(asked["open"], SMALL as u64);
+        !asked.contains_key("read")
+    };
+    // A machine may take back memory that was not used for a while, with pages that have just come to lie in it.
+    assert!((0..20).any(|_| is_cached()));
     for i in 0..20 {
         let fd = sys::open(f.at(format!("f{i}")), libc::O_RDONLY, 0).unwrap();
         let pages = sized(i).len().next_multiple_of(4096);
