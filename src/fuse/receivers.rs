@@ -10,7 +10,7 @@
 //!   anything since the last one;
 //! * when requests pile up: the receiver hardly ever found none to wait for.
 //!
-//! While one receives alone, it looks for the next request a little before it sleeps ([`Linger`]).
+//! While one receives alone, it looks for the next request a little before it sleeps (`linger.rs`).
 //!
 //! The session ends when all of them have ended, and one that waits for a layer may never. So the end
 //! is watched for while requests are carried out. The first one that ends calls those who are away, as
