@@ -369,6 +369,11 @@ impl Shown {
                 return Ok(REPOSITORY.to_vec());
             }
         }
+        if let Some(cold) = &self.cold
+            && key.is_some_and(|key| key == "user.ndownload")
+        {
+            return Ok(cold.transfers().to_string().into_bytes());
+        }
         let file = self.source.join(path);
         let found = match key {
             Some(key) => sys::getxattr(&file, key),

@@ -62,18 +62,19 @@ integration() {
 # One that is installed already will do.
 need_nextest() {
     cargo nextest --version >/dev/null 2>&1 && return 0
-    tool cargo-nextest 0.9.143
+    # It is built with no other dependencies than its own.
+    tool cargo-nextest 0.9.143 --locked
     PATH=$PWD/target/tools/bin:$PATH
 }
 
-# tool CRATE VERSION: install its programs into target/tools, once. Their sources may pin a toolchain that is not
-# installed; ours does.
+# tool CRATE VERSION [OPTION...]: install its programs into target/tools, once. Their sources may pin a toolchain that is
+# not installed; ours does.
 tool() {
     local installed=target/tools/.crates.toml toolchain
     grep -qsF "\"$1 $2 " "$installed" && [ -x "target/tools/bin/$1" ] && return 0
     toolchain=$(rustup show active-toolchain 2>/dev/null | cut -d' ' -f1) || true
     say "installing $1 $2"
     env ${toolchain:+RUSTUP_TOOLCHAIN="$toolchain"} cargo install --quiet --root target/tools --target-dir target/tools/build \
-        "$1" --version "$2"
+        "$1" --version "${@:2}"
     rm -rf target/tools/build
 }

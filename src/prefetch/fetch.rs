@@ -4,6 +4,8 @@
 //! The client of CVMFS fetches a small file at its open, a large one in pieces as they are read, and other
 //! file systems fetch when something is read; reading is right for all of them.
 
+mod work;
+
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,8 +18,8 @@ use std::time::{Duration, Instant};
 use lru::LruCache;
 use parking_lot::{Condvar, Mutex};
 
-use super::pace::Pace;
-use super::queue::Queue;
+use self::work::{Place, Work};
+use super::downloads::Downloads;
 use super::{LayerAt, Limits};
 use crate::at_once;
 use crate::layer::ahead::Ahead;
@@ -25,7 +27,7 @@ use crate::layer::quiet;
 use crate::profile;
 use crate::sys::{file, meta, mounts};
 
-/// What came faster was there already.
+/// What came faster was there already. What came later may have been, on a busy machine.
 const WARM: Duration = Duration::from_millis(1);
 /// So many directories stay open.
 const DIRECTORIES: usize = 256;
@@ -57,6 +59,7 @@ type Directories = LruCache<(usize, Box<[u8]>), Arc<OwnedFd>>;
 pub struct Fetcher {
     layers: Vec<Root>,
     dirs: Mutex<Directories>,
+    downloads: Downloads,
     ahead: Arc<Ahead>,
     limits: Limits,
     begun: Instant,
@@ -73,30 +76,6 @@ struct Root {
     failed: AtomicBool,
 }
 
-#[derive(Debug)]
-struct Work {
-    /// The last one comes first. Those that are done stay: their numbers are their places.
-    batches: Vec<Batch>,
-    pace: Pace,
-    running: usize,
-    files: usize,
-    bytes: u64,
-}
-
-/// Files that are fetched together.
-#[derive(Debug)]
-struct Batch {
-    files: Arc<[Wanted]>,
-    queue: Queue,
-}
-
-/// A file of a batch.
-#[derive(Clone, Copy)]
-struct Place {
-    batch: usize,
-    at: usize,
-}
-
 /// What was read of a file.
 #[derive(Debug, Default)]
 struct Amount {
@@ -110,7 +89,10 @@ enum Outcome {
     /// Nobody wants it from us.
     Passed,
     /// It is there.
-    Fetched { warm: bool },
+    Fetched {
+        /// Whether it was before.
+        warm: bool,
+    },
     /// It is not.
     Failed,
 }
@@ -127,17 +109,12 @@ impl Fetcher {
         Fetcher {
             layers: layers.into_iter().map(root).collect(),
             dirs: Mutex::new(LruCache::new(directories)),
+            downloads: Downloads::default(),
             ahead,
             limits,
             begun: Instant::now(),
             stop: AtomicBool::new(false),
-            work: Mutex::new(Work {
-                batches: Vec::new(),
-                pace: Pace::new(limits.readers, limits.most_readers),
-                running: 0,
-                files: limits.files,
-                bytes: limits.bytes,
-            }),
+            work: Mutex::new(Work::new(&limits)),
             changed: Condvar::new(),
         }
     }
@@ -188,14 +165,9 @@ impl Fetcher {
     pub fn fetch(&self, files: Vec<Wanted>) {
         let new = files.iter().filter(|file| !file.is_more);
         self.ahead.queue(new.map(|file| file.hash));
-        let batch = Batch {
-            queue: Queue::new(files.len()),
-            files: files.into(),
-        };
-        let files = batch.files.len();
-        self.work.lock().batches.push(batch);
         let most = self.limits.most_readers.max(self.limits.readers);
-        let readers = most.clamp(1, files.max(1));
+        let readers = most.clamp(1, files.len().max(1));
+        self.work.lock().add(files);
         thread::scope(|scope| {
             for _ in 0..readers {
                 let reader = thread::Builder::new().name("prefetch".to_owned());
@@ -210,7 +182,7 @@ impl Fetcher {
     fn read(&self) {
         let mut buffer = vec![0; BUFFER];
         while let Some((place, wanted)) = self.next() {
-            let outcome = self.fetch_one(&wanted, &mut buffer);
+            let outcome = self.fetch_one(place, &wanted, &mut buffer);
             let mut work = self.work.lock();
             let width = work.pace.width();
             work.running -= 1;
@@ -229,7 +201,11 @@ impl Fetcher {
                 Outcome::Failed => work.was(place, Some(true)),
             }
             let wider = work.pace.width() > width;
+            let overtaken = work.overtaken(place.batch);
             drop(work);
+            if let Some(overtaken) = overtaken {
+                self.make_sure(overtaken);
+            }
             // This reader goes on itself.
             if wider {
                 self.changed.notify_all();
@@ -263,7 +239,7 @@ impl Fetcher {
         }
     }
 
-    fn fetch_one(&self, wanted: &Wanted, buffer: &mut [u8]) -> Outcome {
+    fn fetch_one(&self, place: Place, wanted: &Wanted, buffer: &mut [u8]) -> Outcome {
         let Some(root) = self.layers.get(wanted.layer) else {
             return Outcome::Passed;
         };
@@ -291,7 +267,7 @@ impl Fetcher {
                 let time = begun.elapsed() - open;
                 self.ahead.read(wanted.hash, bytes, time, self.begun);
                 Outcome::Fetched {
-                    warm: open + first < WARM,
+                    warm: open + first < WARM || self.was_there(place, root, begun),
                 }
             }
             Err(e) => {
@@ -299,6 +275,34 @@ impl Fetcher {
                 Outcome::Failed
             }
         }
+    }
+
+    /// Whether one of which the time does not tell was there already. Most that take their time are fetched,
+    /// and asking takes a request; so it is seldom asked where all others were fetched.
+    fn was_there(&self, place: Place, root: &Root, begun: Instant) -> bool {
+        let doubtful = self.work.lock().is_doubtful(place.batch);
+        doubtful && self.is_quiet(root, begun)
+    }
+
+    /// One that others have overtaken may wait for a processor only.
+    fn make_sure(&self, (place, layer, since): (Place, usize, Instant)) {
+        if self
+            .layers
+            .get(layer)
+            .is_some_and(|root| self.is_quiet(root, since))
+        {
+            self.work.lock().was_there(place);
+        }
+    }
+
+    /// Whether the layer's client has fetched nothing since then, and says so.
+    fn is_quiet(&self, root: &Root, since: Instant) -> bool {
+        let fd = root.fd.lock().clone();
+        fd.is_some_and(|fd| {
+            self.downloads
+                .none_since(fd.as_fd(), since)
+                .unwrap_or(false)
+        })
     }
 
     /// Opens a regular file, and nothing else.
@@ -422,23 +426,6 @@ impl Fetcher {
                 self.stop();
             }
             _ => root.give_up(e),
-        }
-    }
-}
-
-impl Work {
-    fn next(&mut self) -> Option<(Place, Wanted)> {
-        let batches = self.batches.iter_mut().enumerate().rev();
-        batches.into_iter().find_map(|(batch, of)| {
-            let at = of.queue.next()?;
-            Some((Place { batch, at }, of.files.get(at)?.clone()))
-        })
-    }
-
-    /// As [`Queue::was`] is told.
-    fn was(&mut self, place: Place, warm: Option<bool>) {
-        if let Some(batch) = self.batches.get_mut(place.batch) {
-            batch.queue.was(place.at, warm);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! Replay begins before the union is opened, and nobody waits for it. Bounds hold for all of it ([`Limits`]);
 //! it ends early when the mount ends, and for a layer that fails.
 
+mod downloads;
 mod fetch;
 mod pace;
 mod queue;

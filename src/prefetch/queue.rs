@@ -7,6 +7,7 @@
 //! come in meanwhile: they say nothing of it.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
 /// So many in a row are warm before files are passed over.
 const WARM: usize = 64;
@@ -14,6 +15,8 @@ const WARM: usize = 64;
 const STRIDE: usize = 7;
 /// One that so many were begun after is probably not warm. More than readers begin while one reads.
 const OVERTAKEN: usize = 16;
+/// After so many in a row that seem not to be warm, only one of so many is made sure of.
+const COLD: usize = 16;
 
 /// The numbers from 0 to a length, each at most once.
 #[derive(Debug)]
@@ -24,11 +27,24 @@ pub struct Queue {
     begun: usize,
     /// The first of these that may be one of a row of warm ones.
     row: usize,
-    /// Those on their way, in the order of their beginnings, which are counted.
-    running: Vec<(usize, usize)>,
+    /// Those on their way, in the order of their beginnings.
+    running: Vec<Running>,
     again: Vec<usize>,
     /// Those that are being tried, before which others were passed over.
     tried: HashSet<usize>,
+    /// So many in a row were not warm.
+    cold: usize,
+}
+
+/// One that is on its way.
+#[derive(Debug)]
+struct Running {
+    /// So many had begun before it.
+    number: usize,
+    at: usize,
+    since: Instant,
+    /// Whether [`Queue::overtaken`] has named it.
+    named: bool,
 }
 
 impl Queue {
@@ -42,7 +58,31 @@ impl Queue {
             running: Vec::new(),
             again: Vec::new(),
             tried: HashSet::new(),
+            cold: COLD,
         }
+    }
+
+    /// Whether it is worth to make sure of one that seems not to be warm.
+    pub fn is_doubtful(&self) -> bool {
+        self.cold < COLD || self.cold.is_multiple_of(COLD)
+    }
+
+    /// One on its way, and since when, of which it is worth to know whether it is fetched: nothing is passed over
+    /// as it has been overtaken by others. Each is named once.
+    pub fn overtaken(&mut self) -> Option<(usize, Instant)> {
+        let oldest = self.running.first_mut()?;
+        let row = oldest.number.saturating_sub(self.row) >= WARM;
+        let overtaken = self.begun - oldest.number >= OVERTAKEN;
+        if !row || !overtaken || oldest.named {
+            return None;
+        }
+        oldest.named = true;
+        Some((oldest.at, oldest.since))
+    }
+
+    /// One on its way is known to be there already, whatever it waits for.
+    pub fn was_there(&mut self, at: usize) {
+        self.running.retain(|running| running.at != at);
     }
 
     /// The one to fetch now.
@@ -53,7 +93,7 @@ impl Queue {
         let oldest = self
             .running
             .first()
-            .map_or(self.begun, |(number, _)| *number);
+            .map_or(self.begun, |oldest| oldest.number);
         let passes = oldest.saturating_sub(self.row) >= WARM && self.begun - oldest < OVERTAKEN;
         if passes {
             self.next += STRIDE - 1;
@@ -70,30 +110,36 @@ impl Queue {
     }
 
     fn begin(&mut self, at: usize) -> usize {
-        self.running.push((self.begun, at));
+        self.running.push(Running {
+            number: self.begun,
+            at,
+            since: Instant::now(),
+            named: false,
+        });
         self.begun += 1;
         at
     }
 
     /// It is there: whether it was already. None: nobody has looked, as if it had not been begun.
     pub fn was(&mut self, at: usize, warm: Option<bool>) {
-        let tried = self.tried.remove(&at);
-        let Some(place) = self.running.iter().position(|(_, of)| *of == at) else {
+        if self.tried.remove(&at) && warm == Some(false) {
+            let first = (at + 1).saturating_sub(STRIDE);
+            self.again.extend((first..at).rev());
+        }
+        let Some(place) = self.running.iter().position(|of| of.at == at) else {
             return;
         };
-        let (number, _) = self.running.remove(place);
+        let number = self.running.remove(place).number;
         match warm {
-            Some(true) => {}
-            Some(false) => {
-                if tried {
-                    let first = (at + 1).saturating_sub(STRIDE);
-                    self.again.extend((first..at).rev());
+            Some(warm) => {
+                self.cold = if warm { 0 } else { self.cold + 1 };
+                if !warm {
+                    self.row = self.row.max(number + 1);
                 }
-                self.row = self.row.max(number + 1);
             }
             None => {
                 let later = self.running.iter_mut().skip(place);
-                later.for_each(|(number, _)| *number -= 1);
+                later.for_each(|of| of.number -= 1);
                 self.begun -= 1;
                 self.row -= usize::from(self.row > number);
             }
@@ -146,6 +192,60 @@ mod tests {
             let cold = n == 10;
             queue.was(2 * n, (n % 50 == 10).then_some(!cold));
             queue.was(2 * n + 1, None);
+        }
+    }
+
+    #[test]
+    fn where_nothing_is_warm_few_are_doubted() {
+        let mut queue = Queue::new(100);
+        let mut doubted = |len: usize, warm: Option<bool>| {
+            let doubted = (0..len).filter(|_| {
+                let at = queue.next().unwrap_or_default();
+                let doubtful = queue.is_doubtful();
+                queue.was(at, warm);
+                doubtful
+            });
+            doubted.count()
+        };
+        assert_eq!(doubted(48, Some(false)), 3, "from the first on");
+        assert_eq!(doubted(10, None), 10, "not told yet");
+        assert_eq!(doubted(2, Some(true)), 2);
+        assert_eq!(doubted(20, Some(false)), COLD + 1);
+    }
+
+    /// Goes on with others while the first is on its way; how many are begun, and those that were named.
+    fn overtake(queue: &mut Queue, others: usize) -> (Vec<usize>, Vec<usize>) {
+        let mut named = Vec::new();
+        let mut begun = Vec::new();
+        for _ in 0..others {
+            let at = queue.next().unwrap_or_default();
+            begun.push(at);
+            queue.was(at, Some(true));
+            named.extend(queue.overtaken().map(|(at, _)| at));
+        }
+        (begun, named)
+    }
+
+    #[test]
+    fn one_that_waits_for_something_else_stands_in_nobodys_way() {
+        for known in [true, false] {
+            let mut queue = Queue::new(1000);
+            overtake(&mut queue, 2 * WARM);
+            let slow = queue.next().unwrap_or_default();
+            let (begun, named) = overtake(&mut queue, 100);
+            assert_eq!(named, [slow], "once");
+            let last = begun.last().copied().unwrap_or_default();
+            if known {
+                queue.was_there(slow);
+            }
+            let (begun, _) = overtake(&mut queue, 3);
+            let stride = if known { STRIDE } else { 1 };
+            assert_eq!(begun, [1, 2, 3].map(|n| last + n * stride));
+            // What was passed over before it is fetched if it was not there after all.
+            queue.was(slow, Some(false));
+            let again = overtake(&mut queue, STRIDE - 1).0;
+            let before: Vec<usize> = (slow + 1 - STRIDE..slow).collect();
+            assert_eq!(again, before, "{known}");
         }
     }
 

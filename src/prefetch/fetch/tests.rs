@@ -72,9 +72,8 @@ fn what_comes_last_is_fetched_first() -> io::Result<()> {
     let dir = tempfile::tempdir()?;
     let fetcher = fetcher(dir.path(), Limits::default());
     for names in [["a", "b"], ["c", "d"]] {
-        let files: Arc<[Wanted]> = names.map(|name| wanted(name, 1, 0)).into();
-        let queue = Queue::new(files.len());
-        fetcher.work.lock().batches.push(Batch { files, queue });
+        let files = names.map(|name| wanted(name, 1, 0)).into();
+        fetcher.work.lock().add(files);
     }
     let order = std::iter::from_fn(|| fetcher.next());
     let order: Vec<u8> = order.flat_map(|(_, wanted)| wanted.path.to_vec()).collect();
@@ -91,7 +90,8 @@ fn a_large_file_that_is_there_is_warm() -> io::Result<()> {
     loop {
         let fetcher = fetcher(dir.path(), Limits::default());
         fetcher.ahead.queue(std::iter::once(1));
-        let outcome = fetcher.fetch_one(&wanted("f", size, 1), &mut [0; BUFFER]);
+        let place = Place { batch: 0, at: 0 };
+        let outcome = fetcher.fetch_one(place, &wanted("f", size, 1), &mut [0; BUFFER]);
         assert_eq!(fetcher.ahead.counts().bytes, size);
         // The machine may do something else meanwhile.
         if matches!(outcome, Outcome::Fetched { warm: true }) {
