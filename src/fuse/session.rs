@@ -105,6 +105,7 @@ pub fn serve_with(
 fn watch_revisions(union: &Arc<Union>) -> io::Result<Arc<Revisions>> {
     let revisions = union.revisions().clone();
     if !revisions.is_empty() {
+        revisions.begin();
         let (watched, union) = (revisions.clone(), Arc::downgrade(union));
         thread::Builder::new()
             .name("revisions".to_owned())

@@ -84,13 +84,15 @@ impl Revisions {
         self.layers.is_empty()
     }
 
+    /// Who asks from now on waits for a look, which [`watch`](Self::watch) takes as soon as it runs.
+    pub fn begin(&self) {
+        let mut looks = self.looks.lock();
+        looks.watched = !looks.ended;
+    }
+
     /// Looks again and again, until the end, or until `root` has no descriptor of a layer any more. A repository
     /// that does not answer holds up this thread alone.
     pub fn watch(&self, root: impl Fn(usize) -> Option<Arc<OwnedFd>>) {
-        {
-            let mut looks = self.looks.lock();
-            looks.watched = !looks.ended;
-        }
         while let Some(look) = self.next_look() {
             for (at, layer) in self.layers.iter().enumerate() {
                 let Some(root) = root(*layer) else {
@@ -233,10 +235,12 @@ mod tests {
         let revisions = Revisions::of(&lowers);
         let root = |at: usize| lowers.layers().get(at).map(|l| l.root.current().1);
         thread::scope(|scope| {
-            scope.spawn(|| revisions.watch(root));
-            while !revisions.looks.lock().watched {
-                thread::yield_now();
-            }
+            revisions.begin();
+            scope.spawn(|| {
+                // Who asks earlier waits.
+                thread::sleep(Duration::from_millis(50));
+                revisions.watch(root);
+            });
             let set = |value: &[u8]| {
                 let open = File::open(dir.path().join("0"))?;
                 xattr::set(open.as_fd(), b"", KEY, value, 0)
