@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 use std::ffi::CStr;
-use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -31,29 +30,22 @@ enum Look {
 impl Downloads {
     /// Whether the repository of this layer, by a directory of it, is known to have downloaded nothing since
     /// `begun`. That takes a look from before, so the first answer is no.
-    pub fn none_since(&self, root: BorrowedFd<'_>, begun: Instant) -> io::Result<bool> {
-        let device = meta::fstatat(root, b"")?.st_dev;
-        if matches!(self.0.lock().get(&device), Some(Look::Silent)) {
-            return Ok(false);
-        }
-        let count = match xattr::get(root, b"", KEY) {
-            Ok(count) => count,
-            Err(e) => {
-                if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) {
-                    self.0.lock().insert(device, Look::Silent);
-                    return Ok(false);
-                }
-                return Err(e);
-            }
+    pub fn none_since(&self, root: BorrowedFd<'_>, begun: Instant) -> bool {
+        let Ok(stat) = meta::fstatat(root, b"") else {
+            return false;
         };
-        let mut looks = self.0.lock();
-        match looks.get(&device) {
-            Some(Look::Count(before, at)) if *before == count => Ok(*at <= begun),
-            _ => {
-                looks.insert(device, Look::Count(count, Instant::now()));
-                Ok(false)
-            }
+        if matches!(self.0.lock().get(&stat.st_dev), Some(Look::Silent)) {
+            return false;
         }
+        let count = xattr::get(root, b"", KEY);
+        let mut looks = self.0.lock();
+        let look = match (count, looks.get(&stat.st_dev)) {
+            (Ok(count), Some(Look::Count(before, at))) if *before == count => return *at <= begun,
+            (Ok(count), _) => Look::Count(count, Instant::now()),
+            (Err(_), _) => Look::Silent,
+        };
+        looks.insert(stat.st_dev, look);
+        false
     }
 }
 
@@ -62,6 +54,7 @@ mod tests {
     use super::*;
 
     use std::fs::File;
+    use std::io;
     use std::os::fd::AsFd;
 
     #[test]
@@ -75,14 +68,14 @@ mod tests {
         }
         let downloads = Downloads::default();
         let before = Instant::now();
-        assert!(!downloads.none_since(root.as_fd(), before)?, "first look");
-        assert!(!downloads.none_since(root.as_fd(), before)?, "begun before");
+        assert!(!downloads.none_since(root.as_fd(), before), "first look");
+        assert!(!downloads.none_since(root.as_fd(), before), "begun before");
         let after = Instant::now();
-        assert!(downloads.none_since(root.as_fd(), after)?);
+        assert!(downloads.none_since(root.as_fd(), after));
         set(b"10")?;
-        assert!(!downloads.none_since(root.as_fd(), after)?, "one more");
-        assert!(!downloads.none_since(root.as_fd(), after)?, "begun before");
-        assert!(downloads.none_since(root.as_fd(), Instant::now())?);
+        assert!(!downloads.none_since(root.as_fd(), after), "one more");
+        assert!(!downloads.none_since(root.as_fd(), after), "begun before");
+        assert!(downloads.none_since(root.as_fd(), Instant::now()));
         Ok(())
     }
 
@@ -91,10 +84,10 @@ mod tests {
         let dir = tempfile::tempdir()?;
         let root = File::open(dir.path())?;
         let downloads = Downloads::default();
-        assert!(!downloads.none_since(root.as_fd(), Instant::now())?);
+        assert!(!downloads.none_since(root.as_fd(), Instant::now()));
         if xattr::set(root.as_fd(), b"", KEY, b"9", 0).is_ok() {
             for _ in 0..2 {
-                assert!(!downloads.none_since(root.as_fd(), Instant::now())?);
+                assert!(!downloads.none_since(root.as_fd(), Instant::now()));
             }
         }
         Ok(())

@@ -298,11 +298,7 @@ impl Fetcher {
     /// Whether the layer's client has fetched nothing since then, and says so.
     fn is_quiet(&self, root: &Root, since: Instant) -> bool {
         let fd = root.fd.lock().clone();
-        fd.is_some_and(|fd| {
-            self.downloads
-                .none_since(fd.as_fd(), since)
-                .unwrap_or(false)
-        })
+        fd.is_some_and(|fd| self.downloads.none_since(fd.as_fd(), since))
     }
 
     /// Opens a regular file, and nothing else.

@@ -144,6 +144,10 @@ impl Profile {
     fn take(&mut self, line: &str, before: &mut Vec<u8>, with_parts: bool) -> Result<(), String> {
         let mut words = Words(line.split(' '));
         match words.next()? {
+            // Files were read by what these said before.
+            word @ ("runs" | "poor" | "replay" | "layer") if !self.files.is_empty() => {
+                return Err(format!("the line {} comes after a file", quoted(word)));
+            }
             "runs" => self.runs = words.number()?,
             "poor" => self.poor = words.number()?,
             "replay" => {

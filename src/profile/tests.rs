@@ -397,6 +397,10 @@ fn hostile_profiles_are_refused_with_the_line() {
         ("0 6400 1 1 1 8 b\npart 2 1 2", "none with the number 2"),
         ("0 6400 1 1 1 8 b\npart 2 100000000 1", "32 runs"),
         ("0 6400 1 1 1 8 b\npart 2 1", "missing"),
+        ("0 6400 1 1 1 8 b\nruns 1", "after a file"),
+        ("0 6400 1 1 1 8 b\npoor 0", "after a file"),
+        ("0 6400 1 1 1 8 b\nreplay 1 2 3 4 5", "after a file"),
+        ("0 6400 1 1 1 8 b\nlayer bb", "after a file"),
     ] {
         let text = summed(&good.replace(second, change));
         let refused = Profile::parse(text.as_bytes()).err().map(|e| e.to_string());
