@@ -213,7 +213,7 @@ mod tests {
         assert_eq!(doubted(20, Some(false)), COLD + 1);
     }
 
-    /// Goes on with others while the first is on its way; how many are begun, and those that were named.
+    /// Goes on with others while the first is on its way: those that are begun, and those that were named.
     fn overtake(queue: &mut Queue, others: usize) -> (Vec<usize>, Vec<usize>) {
         let mut named = Vec::new();
         let mut begun = Vec::new();
