@@ -10,6 +10,8 @@ use crate::support::slow_fs::SlowFs;
 use crate::support::sys::{self, Errno, Map};
 use crate::support::{Compare, Fixture, daemon, require_all};
 
+mod below;
+
 const VALUES: [&str; 4] = ["auto", "off", "upper", "all"];
 
 fn mounted(name: &str, value: &str) -> Option<Fixture> {

@@ -14,6 +14,7 @@ pub mod stats;
 mod more;
 mod ops;
 mod pages;
+mod twins;
 
 use std::any::Any;
 use std::ffi::OsStr;
@@ -29,12 +30,13 @@ use fuser::{
 use crate::error::Result;
 use crate::sys::process::is_initial_root;
 use crate::union::api::{Attr, Caller, Ino};
-use crate::union::{Lane, Target, Union, unopened};
-use modes::Modes;
+use crate::union::{HandOut, Lane, Target, Union, may_write, unopened};
+use modes::{Modes, Opening};
 use pages::Pages;
 use pool::Pool;
 use receivers::{Busy, Receivers};
 use stats::Requests;
+use twins::{Away, NodeId};
 
 pub use session::{Options, Passthrough, serve, serve_with};
 
@@ -78,6 +80,8 @@ pub struct UnionFs {
     trim: heap::Trim,
     options: Options,
     opens: Opens,
+    /// Which files of lowers the kernel is given. Without privileges it would take none.
+    lowers: Option<HandOut>,
     /// Listings are of names alone, unless attributes seem to be wanted.
     names_first: bool,
     /// The kernel collects writes.
@@ -95,6 +99,10 @@ impl UnionFs {
     /// Serves this union.
     pub fn new(union: Arc<Union>, options: Options, receivers: Arc<Receivers>) -> Self {
         UnionFs {
+            lowers: options
+                .passthrough
+                .lowers(!union.is_read_only())
+                .filter(|_| is_initial_root()),
             union,
             receivers,
             pool: Pool::default(),
@@ -137,18 +145,21 @@ impl UnionFs {
 
     /// Whether the kernel may be asked to read and write files by itself.
     fn passes(&self) -> bool {
-        match self.options.passthrough {
-            Passthrough::Off => false,
-            Passthrough::Upper | Passthrough::All if !self.union.is_read_only() => {
-                self.union.takes_direct_io()
-            }
-            Passthrough::Upper => false,
-            Passthrough::All => {
-                // Without privileges the kernel would refuse each file.
-                let confined = is_initial_root().then(|| self.union.confine_lowers());
-                matches!(confined, Some(Ok(())))
-            }
+        if self.union.is_read_only() {
+            self.lowers.is_some() && self.union.confine_lowers().is_ok()
+        } else {
+            self.options.passthrough != Passthrough::Off && self.union.takes_direct_io()
         }
+    }
+
+    /// The file that the kernel means.
+    fn object(&self, node: INodeNo) -> Ino {
+        self.modes.object(node.0)
+    }
+
+    /// How long the kernel may keep what it is told of the file by this number.
+    fn timeout_of(&self, node: NodeId) -> Duration {
+        passing(&self.modes, node, self.options.timeout)
     }
 
     /// Runs the job here if this receiver can be spared, or the job cannot wait for a layer; else on the
@@ -275,10 +286,37 @@ fn negotiate_passthrough(config: &mut KernelConfig) -> bool {
 }
 
 /// The union's number of a handle. The kernel sends 0 for what it did not tell of at the open.
-fn handle(ino: INodeNo, fh: FileHandle) -> u64 {
+fn handle(ino: Ino, fh: FileHandle) -> u64 {
     match fh.0 {
-        0 => unopened(ino.0),
+        0 => unopened(ino),
         fh => fh,
+    }
+}
+
+/// What the request means to open.
+fn opening(req: &Request, node: NodeId, flags: i32) -> Opening {
+    Opening {
+        node,
+        direct: flags & libc::O_DIRECT != 0,
+        writes: may_write(flags) || flags & libc::O_TRUNC != 0,
+        who: req.pid(),
+    }
+}
+
+/// The error that has the kernel look the path up again, which it does once, or the last word.
+fn turned_away(away: Away) -> Errno {
+    match away {
+        Away::LookAgain => Errno::ESTALE,
+        Away::NoPath => Errno::ETXTBSY,
+    }
+}
+
+/// `timeout`, or none for a file that the kernel knows by two numbers.
+fn passing(modes: &Modes, node: NodeId, timeout: Duration) -> Duration {
+    if modes.is_passing(node) {
+        Duration::ZERO
+    } else {
+        timeout
     }
 }
 

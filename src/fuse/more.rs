@@ -63,12 +63,13 @@ pub fn readdir(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectory) 
 /// With `names_first`, the kernel asks so for the beginning of a listing, and then only if it has seen
 /// lookups in the directory (`READDIRPLUS_AUTO`). If it is to have names alone, it is given `.` and `..`,
 /// and asks for the rest by READDIR. An answer cannot leave out the attributes of an entry: fuser knows
-/// no way to say that.
+/// no way to say that. `timeout`: how long that of an entry may be kept.
 pub fn readdirplus(
     union: &Union,
     ino: Ino,
     cookie: u64,
-    (names_first, timeout): (bool, Duration),
+    names_first: bool,
+    timeout: impl Fn(Ino) -> Duration,
     mut reply: ReplyDirectoryPlus,
 ) {
     let mut fitted = false;
@@ -78,7 +79,7 @@ pub fn readdirplus(
             INodeNo(entry.ino),
             entry.cookie,
             name,
-            &timeout,
+            &timeout(entry.ino),
             &attr,
             GENERATION,
         );

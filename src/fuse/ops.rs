@@ -16,10 +16,11 @@ use fuser::{
 };
 
 use super::convert;
-use super::modes::Answer;
+use super::modes::{Answer, Opening};
 use super::{
     GENERATION, Spot, UnionFs, caller, changing, handle, kept, looking_up, more, negotiate,
-    reading, reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
+    opening, passing, reading, reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
+    turned_away,
 };
 use crate::union::Union;
 use crate::union::api::SetAttr;
@@ -46,10 +47,16 @@ impl Filesystem for UnionFs {
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
         let lane = looking_up(parent.0, name);
         let name = name.to_owned();
-        let timeout = self.options.timeout;
+        let (modes, timeout) = (Arc::clone(&self.modes), self.options.timeout);
         self.run("lookup", lane, move |union| {
             match union.lookup(parent.0, &name) {
-                Ok(Some(attr)) => reply.entry(&timeout, &convert::file_attr(&attr), GENERATION),
+                Ok(Some(mut attr)) => {
+                    attr.ino = modes.looked_up(attr.ino);
+                    // The number of a twin is not what is shown: that is asked for by GETATTR.
+                    let of_attr = passing(&modes, attr.ino, timeout);
+                    let attr = convert::file_attr(&attr);
+                    reply.entry_with_ttls(&of_attr, &timeout, &attr, GENERATION);
+                }
                 Ok(None) => reply.entry(&timeout, &convert::absent(), GENERATION),
                 Err(e) => reply.error(convert::errno("lookup", parent.0, &e)),
             }
@@ -58,16 +65,18 @@ impl Filesystem for UnionFs {
 
     fn forget(&self, _: &Request, ino: Node, nlookup: u64) {
         self.here("forget", || {
-            self.union.forget(ino.0, nlookup);
+            let ino = self.modes.forget(ino.0, nlookup);
+            self.union.forget(ino, nlookup);
         });
         self.tidy();
     }
 
     fn getattr(&self, _: &Request, ino: Node, fh: Option<Fh>, reply: ReplyAttr) {
-        let timeout = self.options.timeout;
-        self.run("getattr", reading(ino.0), move |union| {
-            let result = union.getattr(ino.0, fh.map(|fh| fh.0));
-            reply_attr("getattr", ino.0, result, timeout, reply);
+        let timeout = self.timeout_of(ino.0);
+        let ino = self.object(ino);
+        self.run("getattr", reading(ino), move |union| {
+            let result = union.getattr(ino, fh.map(|fh| fh.0));
+            reply_attr("getattr", ino, result, timeout, reply);
         });
     }
 
@@ -98,10 +107,25 @@ impl Filesystem for UnionFs {
             atime: atime.map(convert::set_time),
             mtime: mtime.map(convert::set_time),
         };
+        let opening = opening(req, ino.0, libc::O_WRONLY);
+        let (modes, pages) = (Arc::clone(&self.modes), Arc::clone(&self.pages));
+        let ino = self.object(ino);
         let timeout = self.options.timeout;
-        self.run("setattr", changing([(ino.0, None)]), move |union| {
-            let result = union.setattr(&caller, ino.0, fh.map(|fh| fh.0), &change);
-            reply_attr("setattr", ino.0, result, timeout, reply);
+        self.run("setattr", changing([(ino, None)]), move |union| {
+            if change.size.is_some()
+                && fh.is_none()
+                && let Err(away) = modes.may_truncate(opening)
+            {
+                pages.drop_attributes(opening.node);
+                return reply.error(turned_away(away));
+            }
+            let result = union.setattr(&caller, ino, fh.map(|fh| fh.0), &change);
+            let node = modes.current(ino);
+            if node != opening.node {
+                pages.drop_attributes(node);
+            }
+            let timeout = passing(&modes, opening.node, timeout);
+            reply_attr("setattr", ino, result, timeout, reply);
         });
     }
 
@@ -170,12 +194,13 @@ impl Filesystem for UnionFs {
     }
 
     fn link(&self, _: &Request, ino: Node, to: Node, to_name: &OsStr, reply: ReplyEntry) {
-        let lane = changing([(ino.0, None), (to.0, Some(to_name))]);
+        let ino = self.object(ino);
+        let lane = changing([(ino, None), (to.0, Some(to_name))]);
         let name = to_name.to_owned();
         let timeout = self.options.timeout;
         self.run("link", lane, move |union| {
-            let result = union.link(ino.0, to.0, &name);
-            reply_entry("link", ino.0, result, timeout, reply);
+            let result = union.link(ino, to.0, &name);
+            reply_entry("link", ino, result, timeout, reply);
         });
     }
 
@@ -228,15 +253,20 @@ impl Filesystem for UnionFs {
     ) {
         let lane = changing([(parent.0, Some(name))]);
         let (caller, name) = (caller(req, umask), name.to_owned());
+        let opening = opening(req, 0, flags);
         let modes = Arc::clone(&self.modes);
         let timeout = self.options.timeout;
         self.run("create", lane, move |union| {
             match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
                 Ok((attr, fh)) => {
-                    let data = union.backing(fh, false);
-                    let direct = flags & libc::O_DIRECT != 0;
+                    let data = union.backing(fh, None);
+                    let opening = Opening {
+                        node: attr.ino,
+                        ..opening
+                    };
+                    let unmoved = || union.is_of_lower(fh);
                     let answer =
-                        modes.open(attr.ino, direct, data.as_ref(), |fd| reply.open_backing(fd));
+                        modes.open(opening, data.as_ref(), unmoved, |fd| reply.open_backing(fd));
                     let (attr, fh) = (convert::file_attr(&attr), Fh(fh));
                     match answer {
                         Answer::Plain(flags) => {
@@ -245,6 +275,11 @@ impl Filesystem for UnionFs {
                         }
                         Answer::Backed(flags, id) => {
                             reply.created_passthrough(&timeout, &attr, GENERATION, fh, flags, &id);
+                        }
+                        Answer::Away(away) => {
+                            union.release(fh.0);
+                            union.forget(attr.ino.0, 1);
+                            reply.error(turned_away(away));
                         }
                     }
                 }
@@ -259,23 +294,31 @@ impl Filesystem for UnionFs {
         }
         let caller = caller(req, 0);
         let (modes, pages) = (Arc::clone(&self.modes), Arc::clone(&self.pages));
-        let timeout = self.options.timeout;
-        self.run("open", reading(ino.0), move |union| {
-            match union.open(&caller, ino.0, flags.0) {
+        let opening = opening(req, ino.0, flags.0);
+        let (node, ino) = (ino, self.object(ino));
+        let (lowers, timeout) = (self.lowers, self.options.timeout);
+        self.run("open", reading(ino), move |union| {
+            match union.open(&caller, ino, flags.0) {
                 Ok(fh) => {
-                    let data = union.backing(fh, modes.undecided(ino.0));
-                    let direct = flags.0 & libc::O_DIRECT != 0;
+                    let lowers = lowers.filter(|_| modes.undecided(node.0));
+                    let data = union.backing(fh, lowers.as_ref());
+                    let unmoved = || union.is_of_lower(fh);
                     let answer = if data.is_none() && pages.wants(union, fh) {
-                        modes.open_filling(ino.0, direct, || pages.fill(union, ino, fh))
+                        modes.open_filling(opening, unmoved, || pages.fill(union, node, fh))
                     } else {
-                        modes.open(ino.0, direct, data.as_ref(), |fd| reply.open_backing(fd))
+                        modes.open(opening, data.as_ref(), unmoved, |fd| reply.open_backing(fd))
                     };
                     match answer {
                         Answer::Plain(flags) => reply.opened(Fh(fh), kept(flags, timeout)),
                         Answer::Backed(flags, id) => reply.opened_passthrough(Fh(fh), flags, &id),
+                        Answer::Away(away) => {
+                            union.release(fh);
+                            pages.drop_attributes(node.0);
+                            reply.error(turned_away(away));
+                        }
                     }
                 }
-                Err(e) => reply.error(convert::errno("open", ino.0, &e)),
+                Err(e) => reply.error(convert::errno("open", ino, &e)),
             }
         });
     }
@@ -291,10 +334,11 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.run("read", reading(ino.0), move |union| {
+        let ino = self.object(ino);
+        self.run("read", reading(ino), move |union| {
             match union.read(handle(ino, fh), offset, size as usize) {
                 Ok(data) => reply.data(&data),
-                Err(e) => reply.error(convert::errno("read", ino.0, &e)),
+                Err(e) => reply.error(convert::errno("read", ino, &e)),
             }
         });
     }
@@ -311,6 +355,7 @@ impl Filesystem for UnionFs {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let ino = self.object(ino);
         let kill_priv = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         let pages = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
         let fh = handle(ino, fh);
@@ -322,11 +367,11 @@ impl Filesystem for UnionFs {
             };
             match written {
                 Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(convert::errno("write", ino.0, &e)),
+                Err(e) => reply.error(convert::errno("write", ino, &e)),
             }
         };
         // The data lies in the receiver's buffer, which the next request overwrites.
-        match self.spot(changing([(ino.0, None)])) {
+        match self.spot(changing([(ino, None)])) {
             Spot::Here(_busy) => self.here("write", || write(&self.union, data)),
             Spot::Pool(lane) => {
                 let data = data.to_vec();
@@ -351,22 +396,19 @@ impl Filesystem for UnionFs {
         reply: ReplyEmpty,
     ) {
         let modes = Arc::clone(&self.modes);
-        self.run("release", reading(ino.0), move |union| {
-            modes.release(ino.0);
+        let (node, ino) = (ino.0, self.object(ino));
+        self.run("release", reading(ino), move |union| {
+            modes.release(node);
             union.release(fh.0);
             reply.ok();
         });
     }
 
     fn fsync(&self, _: &Request, ino: Node, fh: Fh, datasync: bool, reply: ReplyEmpty) {
+        let ino = self.object(ino);
         // Waits for the disk, so never here.
-        self.run("fsync", slow(ino.0), move |union| {
-            reply_empty(
-                "fsync",
-                ino.0,
-                union.fsync(handle(ino, fh), datasync),
-                reply,
-            );
+        self.run("fsync", slow(ino), move |union| {
+            reply_empty("fsync", ino, union.fsync(handle(ino, fh), datasync), reply);
         });
     }
 
@@ -380,10 +422,11 @@ impl Filesystem for UnionFs {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        self.run("fallocate", slow(ino.0), move |union| {
+        let ino = self.object(ino);
+        self.run("fallocate", slow(ino), move |union| {
             reply_empty(
                 "fallocate",
-                ino.0,
+                ino,
                 union.fallocate(handle(ino, fh), offset, length, mode),
                 reply,
             );
@@ -391,14 +434,15 @@ impl Filesystem for UnionFs {
     }
 
     fn lseek(&self, _: &Request, ino: Node, fh: Fh, offset: i64, whence: i32, reply: ReplyLseek) {
+        let ino = self.object(ino);
         if self.writeback {
             // Only the kernel knows what it has collected, and where the file ends.
             return self.here("lseek", || reply.error(Errno::ENOSYS));
         }
-        self.run("lseek", reading(ino.0), move |union| {
+        self.run("lseek", reading(ino), move |union| {
             match union.lseek(handle(ino, fh), offset, whence) {
                 Ok(offset) => reply.offset(offset),
-                Err(e) => reply.error(convert::errno("lseek", ino.0, &e)),
+                Err(e) => reply.error(convert::errno("lseek", ino, &e)),
             }
         });
     }
@@ -419,14 +463,15 @@ impl Filesystem for UnionFs {
         if !flags.is_empty() {
             return self.here("copy_file_range", || reply.error(Errno::EINVAL));
         }
+        let (ino_in, ino_out) = (self.object(ino_in), self.object(ino_out));
         let len = len.min(MAX_COPY) as usize;
-        let both = [(ino_in.0, None), (ino_out.0, None)];
-        let lane = move |union: &Union| changing(both)(union).or_else(|| slow(ino_in.0)(union));
+        let both = [(ino_in, None), (ino_out, None)];
+        let lane = move |union: &Union| changing(both)(union).or_else(|| slow(ino_in)(union));
         let (fh_in, fh_out) = (handle(ino_in, fh_in), handle(ino_out, fh_out));
         self.run("copy_file_range", lane, move |union| {
             match union.copy_file_range(fh_in, offset_in, fh_out, offset_out, len) {
                 Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
-                Err(e) => reply.error(convert::errno("copy_file_range", ino_in.0, &e)),
+                Err(e) => reply.error(convert::errno("copy_file_range", ino_in, &e)),
             }
         });
     }
@@ -442,13 +487,14 @@ impl Filesystem for UnionFs {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
+        let ino = self.object(ino);
         if cmd == stats::ASK {
             return self.here("ioctl", || {
                 self.requests
-                    .tell(req, ino.0, &self.union, in_data, out_size, reply);
+                    .tell(req, ino, &self.union, in_data, out_size, reply);
             });
         }
-        self.inode_flags(ino.0, cmd, in_data, out_size, reply);
+        self.inode_flags(ino, cmd, in_data, out_size, reply);
     }
 
     /// Listings need no handle. A kernel that can do without asks once and never again, and takes
@@ -468,9 +514,10 @@ impl Filesystem for UnionFs {
 
     fn readdirplus(&self, _: &Request, ino: Node, _: Fh, offset: u64, reply: ReplyDirectoryPlus) {
         let names_first = self.names_first;
-        let timeout = self.options.timeout;
+        let (modes, timeout) = (Arc::clone(&self.modes), self.options.timeout);
         self.run("readdirplus", reading(ino.0), move |union| {
-            more::readdirplus(union, ino.0, offset, (names_first, timeout), reply);
+            let timeout = |ino| passing(&modes, ino, timeout);
+            more::readdirplus(union, ino.0, offset, names_first, timeout, reply);
         });
     }
 
@@ -485,20 +532,20 @@ impl Filesystem for UnionFs {
     }
 
     fn statfs(&self, _: &Request, ino: Node, reply: ReplyStatfs) {
-        self.run("statfs", reading(ino.0), move |union| {
-            match union.statfs() {
-                Ok(s) => reply.statfs(
-                    s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
-                ),
-                Err(e) => reply.error(convert::errno("statfs", ino.0, &e)),
-            }
+        let ino = self.object(ino);
+        self.run("statfs", reading(ino), move |union| match union.statfs() {
+            Ok(s) => reply.statfs(
+                s.blocks, s.bfree, s.bavail, s.files, s.ffree, s.bsize, s.namelen, s.frsize,
+            ),
+            Err(e) => reply.error(convert::errno("statfs", ino, &e)),
         });
     }
 
     fn getxattr(&self, _: &Request, ino: Node, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let ino = self.object(ino);
         let name = name.to_owned();
-        self.run("getxattr", reading(ino.0), move |union| {
-            reply_xattr("getxattr", ino.0, union.getxattr(ino.0, &name), size, reply);
+        self.run("getxattr", reading(ino), move |union| {
+            reply_xattr("getxattr", ino, union.getxattr(ino, &name), size, reply);
         });
     }
 
@@ -512,23 +559,26 @@ impl Filesystem for UnionFs {
         _: u32,
         reply: ReplyEmpty,
     ) {
+        let ino = self.object(ino);
         let (caller, name, value) = (caller(req, 0), name.to_owned(), value.to_vec());
-        self.run("setxattr", changing([(ino.0, None)]), move |union| {
-            let result = union.setxattr(&caller, ino.0, &name, &value, flags);
-            reply_empty("setxattr", ino.0, result, reply);
+        self.run("setxattr", changing([(ino, None)]), move |union| {
+            let result = union.setxattr(&caller, ino, &name, &value, flags);
+            reply_empty("setxattr", ino, result, reply);
         });
     }
 
     fn listxattr(&self, _: &Request, ino: Node, size: u32, reply: ReplyXattr) {
-        self.run("listxattr", reading(ino.0), move |union| {
-            reply_xattr("listxattr", ino.0, union.listxattr(ino.0), size, reply);
+        let ino = self.object(ino);
+        self.run("listxattr", reading(ino), move |union| {
+            reply_xattr("listxattr", ino, union.listxattr(ino), size, reply);
         });
     }
 
     fn removexattr(&self, _: &Request, ino: Node, name: &OsStr, reply: ReplyEmpty) {
+        let ino = self.object(ino);
         let name = name.to_owned();
-        self.run("removexattr", changing([(ino.0, None)]), move |union| {
-            reply_empty("removexattr", ino.0, union.removexattr(ino.0, &name), reply);
+        self.run("removexattr", changing([(ino, None)]), move |union| {
+            reply_empty("removexattr", ino, union.removexattr(ino, &name), reply);
         });
     }
 

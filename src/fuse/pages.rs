@@ -1,10 +1,11 @@
-//! The kernel's page cache, filled before it asks.
+//! The kernel's caches, told what they do not ask.
 
 use std::io;
 use std::sync::OnceLock;
 
 use fuser::{INodeNo, Notifier};
 
+use super::twins::NodeId;
 use crate::union::Union;
 
 /// The page cache, if there is a way to it.
@@ -34,6 +35,15 @@ impl Pages {
         };
         if let Err(e) = filled {
             tracing::debug!("data that were not sent early: {e}");
+        }
+    }
+
+    /// Has the kernel ask for the attributes of a file anew, which it was told to keep.
+    pub fn drop_attributes(&self, node: NodeId) {
+        if let Some(notifier) = self.0.get()
+            && let Err(e) = notifier.inval_inode(INodeNo(node), -1, 0)
+        {
+            tracing::debug!("attributes that the kernel keeps: {e}");
         }
     }
 }

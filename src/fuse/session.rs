@@ -14,7 +14,7 @@ use super::convert::FOREVER;
 use super::receivers::Receivers;
 use super::{LAST_WAIT, UnionFs, heap};
 use crate::layer::revisions::Revisions;
-use crate::union::Union;
+use crate::union::{EARLY, HandOut, Union};
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -44,8 +44,24 @@ pub enum Passthrough {
     Off,
     /// Those of the upper.
     Upper,
-    /// Those of the upper, and in a union without one those of lowers.
+    /// Those of the upper, and of lowers below it those that are mapped rather than read, and seldom written.
+    Auto,
+    /// Those of the upper, and of lowers all that are large enough for it to be of use.
     All,
+}
+
+impl Passthrough {
+    /// Which files of lowers the kernel is to be given, in a union that has an upper or not.
+    pub(super) fn lowers(self, upper: bool) -> Option<HandOut> {
+        let (programs, others) = match (self, upper) {
+            (Passthrough::Off | Passthrough::Upper, _) | (Passthrough::Auto, false) => return None,
+            (Passthrough::Auto, true) => (1 << 20, 64 << 20),
+            // Smaller ones come with the answer to their open.
+            (Passthrough::All, true) => (EARLY + 1, EARLY + 1),
+            (Passthrough::All, false) => (0, 0),
+        };
+        Some(HandOut { programs, others })
+    }
 }
 
 impl Default for Options {
@@ -54,7 +70,7 @@ impl Default for Options {
             about: Value::Null,
             threads: 4,
             clone_fd: true,
-            passthrough: Passthrough::Upper,
+            passthrough: Passthrough::Auto,
             writeback: false,
             acls: true,
             timeout: FOREVER,

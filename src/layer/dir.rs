@@ -218,6 +218,11 @@ impl Lowers {
         !self.layers.is_empty() && self.layers.iter().all(|l| l.cvmfs)
     }
 
+    /// Whether a CVMFS client serves the directory.
+    pub fn is_cvmfs(&self, dir: &LowerDir) -> bool {
+        self.layer(dir).is_some_and(|layer| layer.cvmfs)
+    }
+
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
         self.with(dir, name, Ask::Stat, "stat lower", |fd| {

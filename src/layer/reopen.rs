@@ -145,14 +145,17 @@ impl Lowers {
         self.layers().iter().try_for_each(|l| l.root.confine())
     }
 
-    /// The file for others to read, if its layer is looked at through a read-only view. It is not opened
-    /// for that; its attributes are asked for, so that a layer that has died is noticed.
+    /// The file for others to read. From the first one on its layer is looked at through a read-only view. It is not
+    /// opened for that; its attributes are asked for, so that a layer that has died is noticed.
     pub fn read_only(&self, file: &LowerFile) -> Result<Option<ReadOnlyFile>> {
         let Some(root) = self.layer(&file.dir).map(|layer| &layer.root) else {
             return Ok(None);
         };
         if root.view().is_none() {
-            return Ok(None);
+            let no_view = |e| self.blame(Error::io("make a view of", &e), &file.dir, b"");
+            root.confine().map_err(no_view)?;
+            // What is kept was not opened on the view.
+            self.drop_kept(file.dir.layer, root.current().0 + 1);
         }
         let (found, now, direct) =
             self.with(&file.dir, &file.name, Ask::Stat, "find lower", |dir| {

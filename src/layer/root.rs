@@ -41,6 +41,8 @@ pub struct Root {
 struct Current {
     epoch: Epoch,
     root: Arc<OwnedFd>,
+    /// The same as it was opened, which keeps an automount there.
+    mounted: Arc<OwnedFd>,
     /// What `root` is of, if the layer is looked at through a read-only view.
     view: Option<Arc<ReadOnlyView>>,
     /// Whether files there can be opened with `O_DIRECT`, once that is known.
@@ -54,6 +56,7 @@ impl Current {
         Ok(Current {
             epoch,
             root: view.root().clone(),
+            mounted: root.clone(),
             view: Some(Arc::new(view)),
             direct: OnceLock::new(),
         })
@@ -63,6 +66,7 @@ impl Current {
         Current {
             epoch,
             root: root.clone(),
+            mounted: root.clone(),
             view: None,
             direct: OnceLock::new(),
         }
@@ -169,7 +173,9 @@ impl Root {
     /// From now on the layer is looked at through a read-only view of its mount.
     pub fn confine(&self) -> io::Result<()> {
         let mut current = self.current.write();
-        *current = Current::confined(current.epoch, &current.root)?;
+        if current.view.is_none() {
+            *current = Current::confined(current.epoch, &current.mounted)?;
+        }
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use super::open::{Data, Handle};
 use crate::error::Result;
 
 /// The largest file that is sent, in bytes: what the kernel reads ahead at first.
-const MOST: u64 = 128 * 1024;
+pub const EARLY: u64 = 128 * 1024;
 
 /// One small file in so many is not sent, to see whether it is read.
 const SAMPLE: u32 = 16;
@@ -118,7 +118,7 @@ fn is_small_and_new(handle: &Handle) -> bool {
     let reads = handle.flags & (libc::O_ACCMODE | libc::O_DIRECT) == libc::O_RDONLY;
     let size = node.lower.as_ref().map_or(0, |lower| lower.stat().st_size);
     reads
-        && u64::try_from(size).is_ok_and(|size| (1..=MOST).contains(&size))
+        && u64::try_from(size).is_ok_and(|size| (1..=EARLY).contains(&size))
         && !node.state.read().upper
         && !node.was_read.load(Ordering::Relaxed)
 }

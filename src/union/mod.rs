@@ -66,8 +66,9 @@ use upper::Upper;
 const LAST_CHANGES: Duration = Duration::from_secs(1);
 
 pub use counts::{Counts, LayerCounts};
+pub use early::EARLY;
 pub use lane::{Lane, Target};
-pub use open::{Backing, unopened};
+pub use open::{Backing, HandOut, may_write, unopened};
 pub use upper::ABILITIES;
 
 /// A mounted stack. Its methods may be called from many threads at once.

@@ -48,6 +48,15 @@ pub enum Backing {
     Lower(ReadOnlyFile),
 }
 
+/// Which files of lowers the kernel may be given, by their least sizes in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct HandOut {
+    /// Programs and libraries: what may be executed, or has `.so` in its name.
+    pub programs: u64,
+    /// All others.
+    pub others: u64,
+}
+
 impl AsFd for Backing {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match self {
@@ -73,7 +82,8 @@ impl Handle {
     }
 }
 
-fn may_write(flags: i32) -> bool {
+/// Whether the flags of an open allow more than reading.
+pub fn may_write(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
@@ -253,7 +263,7 @@ impl Union {
         self.upper.is_none()
     }
 
-    /// Looks at the lowers through read-only views from now on, so that the kernel can be given their
+    /// Looks at all lowers through read-only views from now on, to see whether the kernel can be given their
     /// files. Before the first request.
     pub fn confine_lowers(&self) -> io::Result<()> {
         self.lowers.confine()
@@ -290,25 +300,56 @@ impl Union {
         file::openat(temp.fd(), &temp.name, flags, 0o600).is_ok()
     }
 
-    /// What the kernel may be given to read and write in our place. Of the upper, data that stay where
-    /// they are; a file of a lower only if there is no upper, as its data can never go anywhere then. It
-    /// costs the layer requests, so it is looked for only if `lowers`.
-    pub fn backing(&self, fh: u64, lowers: bool) -> Option<Backing> {
+    /// What the kernel may be given to read and write in our place: of the upper, data that stay where they are; of
+    /// a lower, which costs the layer requests, a file of `lowers` that is opened to be read and not in the upper.
+    pub fn backing(&self, fh: u64, lowers: Option<&HandOut>) -> Option<Backing> {
         let handle = self.handles.get(fh).ok()?;
-        if self.upper.is_some() {
-            return settled(&handle).map(Backing::Upper);
+        if let Some(upper) = self.upper.as_ref().and_then(|_| settled(&handle)) {
+            return Some(Backing::Upper(upper));
         }
-        match self.data_of(&handle) {
-            Ok(Data::Lower(file)) if lowers => match self.lowers.read_only(&file) {
-                Ok(file) => file.map(Backing::Lower),
-                Err(e) => {
-                    // The first read meets it again.
-                    tracing::debug!("{e}");
-                    None
-                }
-            },
+        let file = self.may_hand_out(&handle, lowers?)?;
+        match self.lowers.read_only(&file) {
+            Ok(file) => file.map(Backing::Lower),
+            Err(e) => {
+                // The first read meets it again.
+                tracing::debug!("{e}");
+                None
+            }
+        }
+    }
+
+    /// The file of a lower behind a handle, if it is one of these, and nothing would be lost.
+    fn may_hand_out(&self, handle: &Handle, which: &HandOut) -> Option<Arc<LowerFile>> {
+        let node = &handle.node;
+        let lower = node.lower.as_ref()?;
+        if may_write(handle.flags) || node.state.read().upper {
+            return None;
+        }
+        let stat = lower.stat();
+        let least = match stat.st_mode & 0o111 != 0 || is_library(&node.name) {
+            true => which.programs.min(which.others),
+            false => which.others,
+        };
+        if u64::try_from(stat.st_size).is_ok_and(|size| size < least) {
+            return None;
+        }
+        // Which parts of a file are read is to be known when it is fetched ahead: it is seen the first time.
+        let learns = self.lowers.learning().is_some() && self.upper.is_some();
+        if learns && !node.was_read.load(Ordering::Relaxed) && self.lowers.is_cvmfs(&lower.dir) {
+            return None;
+        }
+        match self.data_of(handle) {
+            Ok(Data::Lower(file)) => Some(file),
             _ => None,
         }
+    }
+
+    /// Whether the data behind a handle are those of a lower.
+    pub fn is_of_lower(&self, fh: u64) -> bool {
+        self.handle(fh).is_ok_and(|handle| {
+            let state = handle.node.state.read();
+            !state.upper || state.metacopy
+        })
     }
 
     /// A handle of something that was just made and is open already.
@@ -347,5 +388,25 @@ fn settled(handle: &Handle) -> Option<Arc<OwnedFd>> {
     match data {
         Data::Upper(fd) if settled && current => Some(fd.clone()),
         _ => None,
+    }
+}
+
+/// Whether a name is that of a shared library, perhaps with a version.
+fn is_library(name: &[u8]) -> bool {
+    name.ends_with(b".so") || name.windows(4).any(|part| part == b".so.")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_are_known_by_their_names() {
+        for name in ["libc.so.6", "a.so", "b.cpython-311-x86_64-linux-gnu.so"] {
+            assert!(is_library(name.as_bytes()), "{name}");
+        }
+        for name in ["a.sock", "so", "libc.soft", "a.a"] {
+            assert!(!is_library(name.as_bytes()), "{name}");
+        }
     }
 }
