@@ -1,38 +1,51 @@
-//! The floor: a FUSE daemon that answers from memory and knows everything before the first request. It asks nobody,
-//! locks nothing and hands nothing over, with the same crate, threads and flags as ours: what it costs is what the
-//! kernel and the crate take, and no daemon upon them can be faster.
+//! The floor: a FUSE daemon that knows everything before the first request and answers from memory. It asks no layer, keeps
+//! no order and hands nothing over, with the same crate, threads and flags as ours: what it costs is what the
+//! kernel and the crate take, and no daemon upon them can be faster. What is changed it changes in a directory, by one
+//! system call for each request, as any daemon must whose changes are to last.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
+use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use cvmfs_union::fuse::convert::{FOREVER, absent};
 use cvmfs_union::fuse::{Options, negotiate};
 use cvmfs_union::sys::mount::{MountFlags, mount_direct};
 use fuser::{
-    Config, Errno, FileAttr, FileHandle as Fh, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo as Node, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request, Session, SessionACL,
+    BsdFileFlags, Config, Errno, FileAttr, FileHandle as Fh, Filesystem, FopenFlags, Generation,
+    INodeNo as Node, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
+    Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
+use nix::unistd::UnlinkatFlags;
+use parking_lot::RwLock;
+
+use changes::Change;
 
 use crate::support::slow_fs::file_attr;
+
+mod changes;
 
 const GENERATION: Generation = Generation(0);
 const ROOT: usize = 1;
 
-/// The process: `TREE MOUNTPOINT`. Ends when it is unmounted.
+/// The process: `TREE CHANGES MOUNTPOINT`. Ends when it is unmounted.
 pub fn main(args: &[String]) {
-    let floor = Floor::read(Path::new(&args[0]));
+    let floor = Floor {
+        state: RwLock::new(State::read(Path::new(&args[0]), PathBuf::from(&args[1]))),
+    };
     let how = MountFlags {
         source: None,
         flags: nix::mount::MsFlags::empty(),
         allow_other: true,
     };
-    let fd = mount_direct(Path::new(&args[1]), &how).unwrap();
+    let fd = mount_direct(Path::new(&args[2]), &how).unwrap();
     let mut config = Config::default();
     config.acl = SessionACL::All;
     config.n_threads = Some(Options::default().threads);
@@ -43,58 +56,112 @@ pub fn main(args: &[String]) {
 
 struct Object {
     attr: FileAttr,
-    path: PathBuf,
     parent: usize,
-    names: Vec<(OsString, usize)>,
-    by_name: HashMap<OsString, usize>,
+    name: OsString,
+    /// In the tree; None: it was made, and stands in the directory of changes.
+    path: Option<PathBuf>,
+    dir: Option<Dir>,
 }
 
-/// The objects, by their numbers.
-struct Floor(Vec<Object>);
+#[derive(Default)]
+struct Dir {
+    /// By the cookies of a listing, which stay when others go.
+    names: BTreeMap<u64, (OsString, usize)>,
+    by_name: HashMap<OsString, (u64, usize)>,
+    last: u64,
+    /// The same directory among the changes.
+    changes: Option<Arc<OwnedFd>>,
+}
 
-impl Floor {
-    fn read(tree: &Path) -> Floor {
-        let mut floor = Floor(Vec::new());
+impl Dir {
+    fn put(&mut self, name: &OsStr, child: usize) {
+        self.take(name);
+        self.last += 1;
+        self.names.insert(self.last, (name.to_owned(), child));
+        self.by_name.insert(name.to_owned(), (self.last, child));
+    }
+
+    fn take(&mut self, name: &OsStr) -> Option<usize> {
+        let (cookie, child) = self.by_name.remove(name)?;
+        self.names.remove(&cookie);
+        Some(child)
+    }
+}
+
+struct Floor {
+    state: RwLock<State>,
+}
+
+/// The objects, by their numbers; and the open files, by theirs.
+struct State {
+    objects: Vec<Object>,
+    changes: PathBuf,
+    open: HashMap<u64, Arc<fs::File>>,
+    /// The number of the last of them; 0 stands for one that is not open.
+    last: u64,
+}
+
+impl State {
+    fn read(tree: &Path, changes: PathBuf) -> State {
+        let mut state = State {
+            objects: Vec::new(),
+            changes,
+            open: HashMap::new(),
+            last: 0,
+        };
         // Number 0 is nobody's.
-        floor.add(tree.to_owned(), ROOT);
-        floor.add(tree.to_owned(), ROOT);
+        state.add(tree.to_owned(), OsString::new(), ROOT);
+        state.add(tree.to_owned(), OsString::new(), ROOT);
         let mut next = ROOT;
-        while next < floor.0.len() {
-            if floor.0[next].attr.kind == FileType::Directory {
-                floor.list(next);
+        while next < state.objects.len() {
+            if state.objects[next].dir.is_some() {
+                state.list(next);
             }
             next += 1;
         }
-        floor
+        state
     }
 
-    fn add(&mut self, path: PathBuf, parent: usize) -> usize {
+    fn add(&mut self, path: PathBuf, name: OsString, parent: usize) -> usize {
         let meta = fs::symlink_metadata(&path).unwrap();
-        let number = self.0.len();
-        self.0.push(Object {
+        let number = self.objects.len();
+        self.objects.push(Object {
             attr: file_attr(Node(number as u64), &meta),
-            path,
             parent,
-            names: Vec::new(),
-            by_name: HashMap::new(),
+            name,
+            path: Some(path),
+            dir: meta.is_dir().then(Dir::default),
         });
         number
     }
 
     fn list(&mut self, dir: usize) {
-        let entries = fs::read_dir(&self.0[dir].path).unwrap();
-        let names: Vec<_> = entries
-            .map(|entry| {
-                let entry = entry.unwrap();
-                (entry.file_name(), self.add(entry.path(), dir))
-            })
-            .collect();
-        self.0[dir].by_name = names.iter().cloned().collect();
-        self.0[dir].names = names;
+        let path = self.objects[dir].path.clone().unwrap();
+        for entry in fs::read_dir(path).unwrap() {
+            let entry = entry.unwrap();
+            let name = entry.file_name();
+            let child = self.add(entry.path(), name.clone(), dir);
+            self.objects[dir].dir.as_mut().unwrap().put(&name, child);
+        }
     }
 
     fn object(&self, node: Node) -> Option<&Object> {
-        self.0.get(node.0 as usize)
+        self.objects.get(node.0 as usize)
+    }
+
+    fn child(&self, parent: Node, name: &OsStr) -> Option<usize> {
+        let dir = self.object(parent)?.dir.as_ref()?;
+        dir.by_name.get(name).map(|(_, child)| *child)
+    }
+
+    /// The object as a file that can be read.
+    fn file(&self, node: Node, fh: Fh) -> io::Result<Arc<fs::File>> {
+        if let Some(file) = self.open.get(&fh.0) {
+            return Ok(file.clone());
+        }
+        let path = self.object(node).and_then(|object| object.path.as_ref());
+        let path = path.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))?;
+        fs::File::open(path).map(Arc::new)
     }
 }
 
@@ -105,44 +172,48 @@ impl Filesystem for Floor {
     }
 
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
-        let Some(parent) = self.object(parent) else {
-            return reply.error(Errno::ESTALE);
-        };
-        match parent.by_name.get(name) {
-            Some(child) => reply.entry(&FOREVER, &self.0[*child].attr, GENERATION),
+        let state = self.state.read();
+        match state.child(parent, name) {
+            Some(child) => reply.entry(&FOREVER, &state.objects[child].attr, GENERATION),
             None => reply.entry(&FOREVER, &absent(), GENERATION),
         }
     }
 
     fn getattr(&self, _: &Request, ino: Node, _: Option<Fh>, reply: ReplyAttr) {
-        match self.object(ino) {
+        match self.state.read().object(ino) {
             Some(object) => reply.attr(&FOREVER, &object.attr),
             None => reply.error(Errno::ESTALE),
         }
     }
 
     fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
-        let target = self.object(ino).map(|object| fs::read_link(&object.path));
-        match target {
-            Some(Ok(target)) => reply.data(target.as_os_str().as_bytes()),
-            _ => reply.error(Errno::EIO),
+        match self.state.read().target(ino) {
+            Ok(target) => reply.data(target.as_os_str().as_bytes()),
+            Err(e) => reply.error(e.into()),
         }
     }
 
-    fn open(&self, _: &Request, _: Node, _: OpenFlags, reply: ReplyOpen) {
-        reply.opened(Fh(1), FopenFlags::FOPEN_KEEP_CACHE);
+    fn open(&self, _: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_file(ino, flags.0) {
+            Ok(fh) => reply.opened(Fh(fh), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(e) => reply.error(e.into()),
+        }
     }
 
     fn release(
         &self,
         _: &Request,
         _: Node,
-        _: Fh,
+        fh: Fh,
         _: OpenFlags,
         _: Option<LockOwner>,
         _: bool,
         reply: ReplyEmpty,
     ) {
+        if fh.0 != 0 {
+            let file = self.state.write().open.remove(&fh.0);
+            drop(file);
+        }
         reply.ok();
     }
 
@@ -150,27 +221,28 @@ impl Filesystem for Floor {
         reply.error(Errno::ENOSYS);
     }
 
-    /// The one thing that is not in memory: the programs that list the tree come out of it.
+    /// What is not in memory: the programs that work in the tree come out of it.
     fn read(
         &self,
         _: &Request,
         ino: Node,
-        _: Fh,
+        fh: Fh,
         offset: u64,
         size: u32,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let read = |object: &Object| {
+        let file = self.state.read().file(ino, fh);
+        let read = file.and_then(|file| {
             let mut data = vec![0; size as usize];
-            let len = File::open(&object.path)?.read_at(&mut data, offset)?;
+            let len = file.read_at(&mut data, offset)?;
             data.truncate(len);
-            Ok::<_, io::Error>(data)
-        };
-        match self.object(ino).map(read) {
-            Some(Ok(data)) => reply.data(&data),
-            _ => reply.error(Errno::EIO),
+            Ok(data)
+        });
+        match read {
+            Ok(data) => reply.data(&data),
+            Err(e) => reply.error(e.into()),
         }
     }
 
@@ -186,18 +258,25 @@ impl Filesystem for Floor {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        let Some(dir) = self.object(ino) else {
+        let state = self.state.read();
+        let Some((parent, dir)) = state
+            .object(ino)
+            .and_then(|object| Some((object.parent, object.dir.as_ref()?)))
+        else {
             return reply.error(Errno::ESTALE);
         };
         let dots = [
-            (OsStr::new("."), ino.0 as usize),
-            (OsStr::new(".."), dir.parent),
+            (1, OsStr::new("."), ino.0 as usize),
+            (2, OsStr::new(".."), parent),
         ];
-        let names = dir.names.iter().map(|(name, child)| (&**name, *child));
-        let all = dots.into_iter().chain(names).enumerate();
-        for (at, (name, child)) in all.skip(offset as usize) {
-            let attr = &self.0[child].attr;
-            let next = at as u64 + 1;
+        let dots = dots.into_iter().filter(|(next, ..)| *next > offset);
+        let after = offset.max(2) - 2;
+        let names = dir
+            .names
+            .range(after + 1..)
+            .map(|(cookie, (name, child))| (cookie + 2, &**name, *child));
+        for (next, name, child) in dots.chain(names) {
+            let attr = &state.objects[child].attr;
             if reply.add(attr.ino, next, name, &FOREVER, attr, GENERATION) {
                 break;
             }
@@ -207,5 +286,140 @@ impl Filesystem for Floor {
 
     fn getxattr(&self, _: &Request, _: Node, _: &OsStr, _: u32, reply: ReplyXattr) {
         reply.error(Errno::NO_XATTR);
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        ino: Node,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        fh: Option<Fh>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let change = Change {
+            mode,
+            owner: (uid, gid),
+            size,
+            times: (atime, mtime),
+        };
+        match self.set(ino, fh.map(|fh| fh.0), &change) {
+            Ok(attr) => reply.attr(&FOREVER, &attr),
+            Err(e) => reply.error(e.into()),
+        }
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: Node,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        answer(
+            self.make_dir(parent, name, mode & !umask, owner(req)),
+            reply,
+        );
+    }
+
+    fn symlink(&self, req: &Request, parent: Node, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let made = self.make_link(parent, name, target.as_os_str(), owner(req));
+        answer(made, reply);
+    }
+
+    fn link(&self, _: &Request, ino: Node, to: Node, name: &OsStr, reply: ReplyEntry) {
+        answer(self.link_to(ino, (to, name)), reply);
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: Node,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        _: i32,
+        reply: ReplyCreate,
+    ) {
+        match self.make_file(parent, name, mode & !umask, owner(req)) {
+            Ok((attr, fh)) => {
+                let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
+                reply.created(&FOREVER, &attr, GENERATION, Fh(fh), flags);
+            }
+            Err(e) => reply.error(e.into()),
+        }
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        ino: Node,
+        fh: Fh,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        match self.write_file(ino, fh.0, offset, data) {
+            Ok(count) => reply.written(count as u32),
+            Err(e) => reply.error(e.into()),
+        }
+    }
+
+    fn unlink(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        done(self.remove(parent, name, UnlinkatFlags::NoRemoveDir), reply);
+    }
+
+    fn rmdir(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        done(self.remove(parent, name, UnlinkatFlags::RemoveDir), reply);
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: Node,
+        name: &OsStr,
+        to: Node,
+        to_name: &OsStr,
+        _: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        done(self.move_to((parent, name), (to, to_name)), reply);
+    }
+
+    /// Nothing here is to outlast the machine.
+    fn fsync(&self, _: &Request, _: Node, _: Fh, _: bool, reply: ReplyEmpty) {
+        reply.ok();
+    }
+}
+
+fn owner(req: &Request) -> (u32, u32) {
+    (req.uid(), req.gid())
+}
+
+fn answer(made: io::Result<FileAttr>, reply: ReplyEntry) {
+    match made {
+        Ok(attr) => reply.entry(&FOREVER, &attr, GENERATION),
+        Err(e) => reply.error(e.into()),
+    }
+}
+
+fn done(result: io::Result<()>, reply: ReplyEmpty) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(e.into()),
     }
 }

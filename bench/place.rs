@@ -21,7 +21,7 @@ pub const SYSTEMS: [System; 5] = [
     System::Ours,
 ];
 
-/// The same with what no FUSE daemon can go below. Only rows of the table of speed that change nothing are asked of it.
+/// The same with what no FUSE daemon can go below. Only rows of the table of speed are asked of it, and none of copy-ups.
 pub fn all_systems() -> impl Iterator<Item = System> {
     SYSTEMS.into_iter().chain([System::Floor])
 }
@@ -126,7 +126,7 @@ fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Comma
     }
     fixture.read_only = how.read_only;
     let mut command = match system {
-        System::Floor => Some(floor(&layers.flat, &fixture.mnt)),
+        System::Floor => Some(floor(&layers.flat, &fixture)),
         _ => system.mount_command(&fixture),
     };
     if let Some(command) = &mut command {
@@ -136,9 +136,10 @@ fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Comma
 }
 
 /// This program as the floor.
-fn floor(tree: &Path, mnt: &Path) -> Command {
+fn floor(tree: &Path, fixture: &Fixture) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.arg("floor").arg(tree).arg(mnt);
+    command.arg("floor").arg(tree);
+    command.arg(&fixture.upper).arg(&fixture.mnt);
     command
 }
 

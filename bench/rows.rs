@@ -16,7 +16,7 @@ pub struct Scenario {
     pub programs: bool,
     /// The kernel has to read the names and attributes in the lowers anew too.
     pub cold: bool,
-    /// May be asked of the floor too, which knows a tree that does not change.
+    /// May be asked of the floor too, which knows nothing of layers and copy-ups.
     pub floor: bool,
 }
 
@@ -212,7 +212,8 @@ fn reading(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
         Scenario::new(layers)
             .first(&["read", &small])
             .row("read 10k small files, again", 3.0, &["read", &small])
-            .row("the same, by 4 processes", 2.0, &["read-by", &small, "4"]),
+            .row("the same, by 4 processes", 2.0, &["read-by", &small, "4"])
+            .floor(),
         Scenario::new(layers)
             .first(&["read-file", "srv/big"])
             .row(
@@ -246,7 +247,8 @@ fn changing(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
             .row("create 10k files", 1.3, &["create", dir, &new])
             .row("rename 10k files", 2.0, &["rename", dir, &new])
             .row("rm 10k files", 2.0, &["unlink", dir, &new])
-            .undo(&["run", "rm", "-rf", dir]),
+            .undo(&["run", "rm", "-rf", dir])
+            .floor(),
         Scenario::new(layers)
             .first(&["mkdir", &untarred[1..]])
             .row(
@@ -255,14 +257,17 @@ fn changing(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
                 &["chroot", "tar", "-C", untarred, "-xf", "/srv/sources.tar"],
             )
             .row("rm -rf of them", 1.5, &["chroot", "rm", "-rf", untarred])
-            .programs(),
+            .programs()
+            .floor(),
         Scenario {
             undo: vec![Work(remove)],
-            ..Scenario::new(layers).row(
-                "mkdir + create in 500 deep lower directories",
-                1.2,
-                &["populate", &list(lists, "deep")],
-            )
+            ..Scenario::new(layers)
+                .row(
+                    "mkdir + create in 500 deep lower directories",
+                    1.2,
+                    &["populate", &list(lists, "deep")],
+                )
+                .floor()
         },
     ]
 }
@@ -333,7 +338,8 @@ fn programs(layers: &Layers) -> Vec<Scenario> {
                 &["chroot", "dpkg", "-i", "/srv/package.deb"],
             )
             .programs()
-            .without(PLAIN),
+            .without(PLAIN)
+            .floor(),
     ]
 }
 
@@ -341,7 +347,7 @@ fn programs(layers: &Layers) -> Vec<Scenario> {
 fn clients(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
     let small = lists.path("small");
     let rows = ["1", "2", "4", "8", "16"];
-    let first = Scenario::new(layers).first(&["read", &small]);
+    let first = Scenario::new(layers).first(&["read", &small]).floor();
     vec![rows.iter().fold(first, |scenario, clients| {
         let name = format!("stat + read 10k files, {clients} processes");
         scenario.row(&name, None, &["stat-and-open-by", &small, clients])

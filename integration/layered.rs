@@ -504,3 +504,24 @@ fn missing_layer_is_named() {
         "the missing layer is not named: {said}"
     );
 }
+
+/// A listing leaves them out where they cost much.
+#[test]
+fn link_counts_are_right_after_a_listing() {
+    const LAYERS: usize = 9;
+    let Some(f) = union("nlink", LAYERS, |lowers| {
+        for (i, lower) in lowers.iter().enumerate() {
+            file(lower.join(format!("dir/sub{i}/f")), "");
+        }
+    }) else {
+        return;
+    };
+    for _ in 0..2 {
+        assert_eq!(names(&f.mnt), ["dir"]);
+        assert_eq!(sys::lstat(f.at("dir")).unwrap().st_nlink, 2 + LAYERS as u64);
+    }
+    let open = sys::open(f.at("dir"), libc::O_RDONLY | libc::O_DIRECTORY, 0).unwrap();
+    sys::mkdir(f.at("dir/new"), 0o755).unwrap();
+    names(&f.mnt);
+    assert_eq!(sys::fstat(&open).unwrap().st_nlink, 3 + LAYERS as u64);
+}

@@ -69,7 +69,7 @@ pub fn readdirplus(
     ino: Ino,
     cookie: u64,
     names_first: bool,
-    timeout: impl Fn(Ino) -> Duration,
+    timeout: impl Fn(&DirEntry<'_>) -> Duration,
     mut reply: ReplyDirectoryPlus,
 ) {
     let mut fitted = false;
@@ -79,7 +79,7 @@ pub fn readdirplus(
             INodeNo(entry.ino),
             entry.cookie,
             name,
-            &timeout(entry.ino),
+            &timeout(entry),
             &attr,
             GENERATION,
         );

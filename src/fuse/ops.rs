@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle as Fh, Filesystem, FopenFlags,
@@ -23,7 +23,7 @@ use super::{
     turned_away,
 };
 use crate::union::Union;
-use crate::union::api::SetAttr;
+use crate::union::api::{DirEntry, SetAttr};
 
 /// A listing is kept, and stays valid over opens.
 const DIR_FLAGS: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
@@ -516,7 +516,10 @@ impl Filesystem for UnionFs {
         let names_first = self.names_first;
         let (modes, timeout) = (Arc::clone(&self.modes), self.options.timeout);
         self.run("readdirplus", reading(ino.0), move |union| {
-            let timeout = |ino| passing(&modes, ino, timeout);
+            let timeout = |entry: &DirEntry<'_>| match entry.partial {
+                true => Duration::ZERO,
+                false => passing(&modes, entry.ino, timeout),
+            };
             more::readdirplus(union, ino.0, offset, names_first, timeout, reply);
         });
     }

@@ -120,6 +120,8 @@ pub struct DirEntry<'a> {
     pub name: &'a [u8],
     /// Pass it to `readdir` to go on after this entry.
     pub cookie: u64,
+    /// Of the attributes that come with it the link count is missing: they are to be asked for when they are wanted.
+    pub partial: bool,
 }
 
 /// Which marks the upper gets for deletions: `auto` takes the best that its file system can hold.

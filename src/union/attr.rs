@@ -31,6 +31,9 @@ pub fn stripped(mode: u32) -> u32 {
     mode & !(libc::S_ISUID | group)
 }
 
+/// To list a directory in so many layers costs more than the request that asks for its attributes when they are wanted.
+const MANY_PARTS: usize = 8;
+
 impl Union {
     /// The attributes of a node, or of what a handle has open.
     pub fn getattr(&self, ino: Ino, _fh: Option<u64>) -> Result<Attr> {
@@ -39,7 +42,23 @@ impl Union {
     }
 
     pub(super) fn attr(&self, node: &Node) -> Result<Attr> {
+        self.attr_counting(node, !self.shown.static_nlink)
+    }
+
+    /// The attributes, but for the link count of a directory for which many layers would have to be asked. False: that
+    /// is missing.
+    pub(super) fn attr_at_hand(&self, node: &Node) -> Result<(Attr, bool)> {
         let counted = !self.shown.static_nlink;
+        let costly = counted
+            && node.dir.as_ref().is_some_and(|dir| {
+                dir.lowers.len() >= MANY_PARTS && self.kept_listing(&dir.lowers).is_none()
+            });
+        let attr = self.attr_counting(node, counted && !costly)?;
+        Ok((attr, !costly))
+    }
+
+    /// `counted`: the link counts of directories are.
+    fn attr_counting(&self, node: &Node, counted: bool) -> Result<Attr> {
         let listing = match &node.dir {
             Some(dir) if counted && (dir.lowers.len() > 1 || node.state.read().upper) => {
                 Some(self.listing(node)?)

@@ -49,6 +49,7 @@ impl Union {
                 kind,
                 name,
                 cookie,
+                partial: false,
             });
             if taken && matches!(found, Found::Listed(..)) && kind != Kind::Dir {
                 alone += 1;
@@ -74,12 +75,13 @@ impl Union {
             let Found::Node(node) = found else {
                 return Err(Error::new(libc::EIO, "entry without attributes"));
             };
-            let attr = self.attr(node)?;
+            let (attr, whole) = self.attr_at_hand(node)?;
             let entry = DirEntry {
                 ino: node.ino,
                 kind: node.kind,
                 name,
                 cookie,
+                partial: !whole,
             };
             let taken = each(&entry, &attr);
             if taken && cookie > DOTDOT {
@@ -109,13 +111,15 @@ impl Union {
                 return Ok(false);
             };
             let (ino, kind) = (node.ino, node.kind);
+            let (attr, whole) = self.attr_at_hand(node)?;
             let entry = DirEntry {
                 ino,
                 kind,
                 name,
                 cookie,
+                partial: !whole,
             };
-            Ok(each(&entry, &self.attr(node)?))
+            Ok(each(&entry, &attr))
         })
         .map(drop)
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use cvmfs_union::layer::Ask;
-use cvmfs_union::union::api::{Ino, Kind, ROOT, RenameKind};
+use cvmfs_union::union::api::{Attr, DirEntry, Ino, Kind, ROOT, RenameKind};
 
 use super::{DIALECTS, sample};
 use crate::support::{Fs, Merged, Stack};
@@ -193,6 +193,53 @@ fn readdirplus_counts_what_it_passes() {
     }
     merged.forget();
     assert_eq!(merged.union.nodes(), before);
+}
+
+/// How many listings of layers were asked for.
+fn listed(merged: &Merged) -> u64 {
+    let layers = merged.union.counts().layers;
+    let asked = layers.iter().flat_map(|layer| &layer.asked);
+    let lists = asked.filter(|(ask, _)| *ask == Ask::List);
+    lists.map(|(_, seen)| seen.count).sum()
+}
+
+/// To count the subdirectories of what many layers hold, each of them would have to be listed.
+#[test]
+fn link_counts_that_cost_much_are_left_out_of_a_listing() {
+    for layers in [7, 8] {
+        let stack = Stack::new(layers);
+        for layer in 0..layers {
+            stack
+                .lower(layer)
+                .with_file(&format!("dir/sub{layer}/f"), "");
+        }
+        let merged = stack.mount();
+        let list = || {
+            let mut found = None;
+            let mut each = |entry: &DirEntry<'_>, attr: &Attr| {
+                if entry.name == b"dir" {
+                    found = Some((entry.ino, entry.partial, *attr));
+                }
+                true
+            };
+            merged.union.readdirplus(ROOT, 0, &mut each).unwrap();
+            found.unwrap()
+        };
+        let before = listed(&merged);
+        let (ino, partial, first) = list();
+        assert_eq!(partial, layers == 8);
+        let asked = listed(&merged) - before;
+        assert_eq!(asked, if partial { 0 } else { layers as u64 });
+        let attr = merged.union.getattr(ino, None).unwrap();
+        assert_eq!(attr.nlink, 2 + layers as u32);
+        let whole = Attr {
+            nlink: attr.nlink,
+            ..first
+        };
+        assert_eq!(whole, attr);
+        // It is known now.
+        assert_eq!(list(), (ino, false, attr));
+    }
 }
 
 #[test]
