@@ -400,9 +400,13 @@ impl Filesystem for Floor {
         done(self.move_to((parent, name), (to, to_name)), reply);
     }
 
-    /// Nothing here is to outlast the machine.
-    fn fsync(&self, _: &Request, _: Node, _: Fh, _: bool, reply: ReplyEmpty) {
-        reply.ok();
+    fn fsync(&self, _: &Request, ino: Node, fh: Fh, _: bool, reply: ReplyEmpty) {
+        let file = self.state.read().file(ino, fh);
+        done(file.and_then(|file| file.sync_all()), reply);
+    }
+
+    fn fsyncdir(&self, _: &Request, ino: Node, _: Fh, _: bool, reply: ReplyEmpty) {
+        done(self.sync_dir(ino), reply);
     }
 }
 

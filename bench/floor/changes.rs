@@ -219,6 +219,12 @@ impl Floor {
         Ok(count)
     }
 
+    pub fn sync_dir(&self, ino: Node) -> io::Result<()> {
+        let dir = self.state.write().dir(ino.0 as usize)?;
+        let how = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        fs::File::from(openat(&dir, ".", how, Mode::empty())?).sync_all()
+    }
+
     /// With `flags` as those of unlinkat(2).
     pub fn remove(&self, parent: Node, name: &OsStr, flags: UnlinkatFlags) -> io::Result<()> {
         let mut state = self.state.write();
