@@ -36,7 +36,7 @@ fn mounted(name: &str, options: &[&str], files: &[(&str, usize, u32)]) -> Option
     if !require_all(&["passthrough"]) {
         return None;
     }
-    let options = [&["--writeback=off"], options].concat();
+    let options = [&["--writeback=off", "--passthrough=auto"], options].concat();
     union_with(name, 1, &options, |lower| {
         for (name, size, mode) in files {
             sys::make(lower[0].join(name), &vec![OLD; *size]).unwrap();
@@ -242,7 +242,8 @@ fn all_names_lead_to_what_was_written() {
     if !require_all(&["passthrough"]) {
         return;
     }
-    let Some(f) = union_with("names", 1, &["--writeback=off"], |lower| {
+    let options = ["--writeback=off", "--passthrough=auto"];
+    let Some(f) = union_with("names", 1, &options, |lower| {
         sys::make(lower[0].join("a"), &vec![OLD; MIB]).unwrap();
         sys::chmod(lower[0].join("a"), 0o755).unwrap();
         sys::link(lower[0].join("a"), lower[0].join("b")).unwrap();
@@ -285,7 +286,8 @@ fn a_program_that_runs_is_not_written_and_can_be_replaced() {
     if !require_all(&["passthrough"]) {
         return;
     }
-    let Some(f) = union_with("runs", 1, &["--passthrough=all"], |lower| {
+    let options = ["--writeback=off", "--passthrough=all"];
+    let Some(f) = union_with("runs", 1, &options, |lower| {
         let mut program = fs::read("/bin/sleep").unwrap();
         // It is run all the same.
         program.resize(program.len().max(MIB), 0);
@@ -380,17 +382,16 @@ fn who_is_sent_to_the_other_inode_gets_there() {
     }
 }
 
-/// On CVMFS the first open shows which parts of a file are read, so that they can be fetched ahead.
-#[test]
-fn what_is_to_be_fetched_ahead_is_read_by_the_daemon_once() {
+/// A layer on a file system that may hang or die, of which the daemon keeps what reads it apart.
+fn remote(value: &str) -> Option<(SlowFs, Fixture)> {
     if !require_all(&["root", "fuse", "passthrough"]) {
-        return;
+        return None;
     }
     let slow = SlowFs::cached(|dir| {
         sys::make(dir.join("program"), &vec![OLD; MIB]).unwrap();
         sys::chmod(dir.join("program"), 0o755).unwrap();
     });
-    let mut f = Fixture::new("learns");
+    let mut f = Fixture::new("remote");
     f.compare = Compare {
         ino: false,
         ..Compare::BYTES
@@ -398,10 +399,30 @@ fn what_is_to_be_fetched_ahead_is_read_by_the_daemon_once() {
     f.lowers.push(slow.root().to_owned());
     let profiles = f.scratch().join("profiles");
     f.options = vec![
+        "--writeback=off".into(),
+        format!("--passthrough={value}"),
         "--prefetch=auto".into(),
         format!("--profiles={}", profiles.display()),
     ];
     f.mount();
+    Some((slow, f))
+}
+
+#[test]
+fn what_may_hang_is_read_by_the_daemon_unless_told_otherwise() {
+    let Some((_slow, f)) = remote("auto") else {
+        return;
+    };
+    let past: Vec<bool> = (0..3).map(|_| goes_past(&f, "program")).collect();
+    assert_eq!(past, [false; 3]);
+}
+
+/// On CVMFS the first open shows which parts of a file are read, so that they can be fetched ahead.
+#[test]
+fn what_is_to_be_fetched_ahead_is_read_by_the_daemon_once() {
+    let Some((_slow, f)) = remote("all") else {
+        return;
+    };
     let past: Vec<bool> = (0..3).map(|_| goes_past(&f, "program")).collect();
     assert_eq!(past, [false, true, true]);
 }

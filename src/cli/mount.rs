@@ -98,8 +98,9 @@ pub struct Args {
     #[command(flatten)]
     ownership: Ownership,
     /// Which files the kernel reads and writes without the daemon, where it is allowed to: none, those of the upper,
-    /// or also those of layers of more than 128 KiB that are opened to be read. auto: of layers programs and
-    /// libraries from 1 MiB on, and what has 64 MiB, or with --read-only none; with --writeback=on as off
+    /// or also those of layers of more than 128 KiB that are opened to be read. auto: of layers in local file
+    /// systems programs and libraries from 1 MiB on, and what has 64 MiB, or with --read-only none; with
+    /// --writeback=on as off
     #[arg(long, value_name = "WHAT", default_value = "auto", value_parser = ["auto", "off", "upper", "all"])]
     passthrough: String,
     /// Collect writes in the page cache: fewer and larger ones reach the upper, at fsync or close at the

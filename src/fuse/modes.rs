@@ -285,15 +285,6 @@ impl<I> Modes<I> {
         }
     }
 
-    /// The number that the file is opened by at the moment.
-    pub fn current(&self, ino: Ino) -> NodeId {
-        if self.twins.load(Ordering::Acquire) {
-            self.state.lock().twins.current(ino)
-        } else {
-            ino
-        }
-    }
-
     /// The number by which to answer a lookup of the file, which is counted.
     pub fn looked_up(&self, ino: Ino) -> NodeId {
         if !self.twins.load(Ordering::Acquire) {

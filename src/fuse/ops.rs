@@ -114,16 +114,13 @@ impl Filesystem for UnionFs {
         self.run("setattr", changing([(ino, None)]), move |union| {
             if change.size.is_some()
                 && fh.is_none()
+                && !union.is_read_only()
                 && let Err(away) = modes.may_truncate(opening)
             {
                 pages.drop_attributes(opening.node);
                 return reply.error(turned_away(away));
             }
             let result = union.setattr(&caller, ino, fh.map(|fh| fh.0), &change);
-            let node = modes.current(ino);
-            if node != opening.node {
-                pages.drop_attributes(node);
-            }
             let timeout = passing(&modes, opening.node, timeout);
             reply_attr("setattr", ino, result, timeout, reply);
         });
@@ -197,7 +194,7 @@ impl Filesystem for UnionFs {
         let ino = self.object(ino);
         let lane = changing([(ino, None), (to.0, Some(to_name))]);
         let name = to_name.to_owned();
-        let timeout = self.options.timeout;
+        let timeout = self.timeout_of(ino);
         self.run("link", lane, move |union| {
             let result = union.link(ino, to.0, &name);
             reply_entry("link", ino, result, timeout, reply);

@@ -44,7 +44,7 @@ pub enum Passthrough {
     Off,
     /// Those of the upper.
     Upper,
-    /// Those of the upper, and of lowers below it those that are mapped rather than read, and seldom written.
+    /// Those of the upper, and of lowers on this machine those that are mapped rather than read, and seldom written.
     Auto,
     /// Those of the upper, and of lowers all that are large enough for it to be of use.
     All,
@@ -60,7 +60,11 @@ impl Passthrough {
             (Passthrough::All, true) => (EARLY + 1, EARLY + 1),
             (Passthrough::All, false) => (0, 0),
         };
-        Some(HandOut { programs, others })
+        Some(HandOut {
+            programs,
+            others,
+            remote: self == Passthrough::All,
+        })
     }
 }
 

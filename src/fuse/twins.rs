@@ -22,6 +22,9 @@ pub type NodeId = u64;
 /// A thread, as the kernel numbers those who ask.
 pub type Thread = u32;
 
+/// Who is of another namespace of process numbers.
+const UNKNOWN: Thread = 0;
+
 /// How one is turned away who comes by a number that the file is not opened by at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Away {
@@ -102,7 +105,7 @@ impl Twins {
         let Some(split) = self.split.get_mut(&ino) else {
             return Away::LookAgain;
         };
-        if split.sent.take() == Some(who) {
+        if split.sent.take() == Some(who) && who != UNKNOWN {
             return Away::NoPath;
         }
         split.sent = Some(who);
@@ -200,6 +203,9 @@ mod tests {
         assert_eq!(twins.turn_away(FILE, YOU), Away::LookAgain);
         twins.looked_up(FILE);
         assert_eq!(twins.turn_away(FILE, YOU), Away::LookAgain);
+        // They may be two.
+        assert_eq!(twins.turn_away(FILE, UNKNOWN), Away::LookAgain);
+        assert_eq!(twins.turn_away(FILE, UNKNOWN), Away::LookAgain);
     }
 
     /// Bug: the kernel forgets the twin when it finds that a path leads to it, and looks it up once more then.

@@ -218,6 +218,11 @@ impl Lowers {
         !self.layers.is_empty() && self.layers.iter().all(|l| l.cvmfs)
     }
 
+    /// Whether the directory is known to lie on this machine.
+    pub fn is_local(&self, dir: &LowerDir) -> bool {
+        self.layer(dir).is_some_and(|layer| layer.root.is_local())
+    }
+
     /// Whether a CVMFS client serves the directory.
     pub fn is_cvmfs(&self, dir: &LowerDir) -> bool {
         self.layer(dir).is_some_and(|layer| layer.cvmfs)

@@ -31,6 +31,10 @@ pub type Epoch = u64;
 pub struct Root {
     current: RwLock<Current>,
     identity: Identity,
+    /// The number of its file system when it was opened first.
+    device: u64,
+    /// Whether that lies on this machine, once somebody has asked.
+    local: OnceLock<bool>,
     health: Mutex<Health>,
     /// Its path leads into our own mount by now.
     covered: AtomicBool,
@@ -126,15 +130,17 @@ impl Repositories {
 }
 
 impl Identity {
-    fn read(root: BorrowedFd<'_>, known: &mut Repositories) -> io::Result<Identity> {
+    /// And the number of the file system.
+    fn read(root: BorrowedFd<'_>, known: &mut Repositories) -> io::Result<(Identity, u64)> {
         let stat = meta::fstatat(root, b"")?;
-        Ok(Identity {
+        let identity = Identity {
             repository: known.of(root, stat.st_dev)?,
             mode: stat.st_mode,
             owner: (stat.st_uid, stat.st_gid),
             mtime: (stat.st_mtime, stat.st_mtime_nsec),
             extent: (stat.st_nlink, stat.st_size),
-        })
+        };
+        Ok((identity, stat.st_dev))
     }
 }
 
@@ -146,8 +152,11 @@ impl Root {
     /// Opens the directory for the first time.
     pub fn open(path: &Path, known: &mut Repositories) -> io::Result<Root> {
         let fd = open(path)?;
+        let (identity, device) = Identity::read(fd.as_fd(), known)?;
         Ok(Root {
-            identity: Identity::read(fd.as_fd(), known)?,
+            identity,
+            device,
+            local: OnceLock::new(),
             current: RwLock::new(Current::plain(0, &Arc::new(fd))),
             health: Mutex::default(),
             covered: AtomicBool::new(false),
@@ -181,6 +190,14 @@ impl Root {
 
     pub(super) fn view(&self) -> Option<Arc<ReadOnlyView>> {
         self.current.read().view.clone()
+    }
+
+    /// Whether the file system is known to lie on this machine. It is not asked.
+    pub(super) fn is_local(&self) -> bool {
+        *self.local.get_or_init(|| {
+            let fs = mounts::mounted_on(self.device);
+            matches!(fs, Ok(Some(fs)) if fs.is_local())
+        })
     }
 
     /// Whether a file of the layer, and so any, can be opened with `O_DIRECT`. Asked with the first one.
@@ -257,7 +274,7 @@ impl Root {
             let fd = open(path)?;
             // Attributes may come out of the kernel's cache: this asks the file system.
             let asked = quiet::open(fd.as_fd(), b".", libc::O_DIRECTORY)?;
-            let identity = Identity::read(asked.as_fd(), &mut Repositories::default())?;
+            let (identity, _) = Identity::read(asked.as_fd(), &mut Repositories::default())?;
             Ok((fd, identity))
         };
         match look() {

@@ -206,7 +206,28 @@ pub struct MountedFs {
     pub options: Vec<u8>,
 }
 
+/// File systems that lie in a disk or the memory of this machine.
+const LOCAL: [&[u8]; 12] = [
+    b"ext2",
+    b"ext3",
+    b"ext4",
+    b"xfs",
+    b"btrfs",
+    b"f2fs",
+    b"bcachefs",
+    b"zfs",
+    b"erofs",
+    b"squashfs",
+    b"tmpfs",
+    b"ramfs",
+];
+
 impl MountedFs {
+    /// Whether it is known to lie on this machine, so that nothing else has to answer for it.
+    pub fn is_local(&self) -> bool {
+        LOCAL.contains(&&*self.fstype)
+    }
+
     /// Whether it is of FUSE.
     pub fn is_fuse(&self) -> bool {
         self.fstype == b"fuse" || self.fstype.starts_with(b"fuse.")
@@ -364,8 +385,8 @@ mod tests {
                 .as_ref()
                 .is_some_and(|m| m.options == b"ro,allow_other")
         );
-        assert!(cvmfs.is_some_and(|m| m.is_fuse()));
-        assert!(!disk.is_some_and(|m| m.is_fuse()));
+        assert!(cvmfs.is_some_and(|m| m.is_fuse() && !m.is_local()));
+        assert!(disk.is_some_and(|m| !m.is_fuse() && m.is_local()));
         assert!(!of((0, 42)).is_some_and(|m| m.is_fuse()));
         assert_eq!(of((8, 2)), None);
     }

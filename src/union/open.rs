@@ -55,6 +55,9 @@ pub struct HandOut {
     pub programs: u64,
     /// All others.
     pub others: u64,
+    /// Also those of layers that lie elsewhere. What hangs or dies there, then does so to who reads them, and nobody opens
+    /// them again.
+    pub remote: bool,
 }
 
 impl AsFd for Backing {
@@ -330,7 +333,9 @@ impl Union {
             true => which.programs.min(which.others),
             false => which.others,
         };
-        if u64::try_from(stat.st_size).is_ok_and(|size| size < least) {
+        if u64::try_from(stat.st_size).is_ok_and(|size| size < least)
+            || !which.remote && !self.lowers.is_local(&lower.dir)
+        {
             return None;
         }
         // Which parts of a file are read is to be known when it is fetched ahead: it is seen the first time.
