@@ -10,11 +10,11 @@ pub mod pool;
 pub mod receivers;
 pub mod session;
 pub mod stats;
+pub mod twins;
 
 mod more;
 mod ops;
 mod pages;
-mod twins;
 
 use std::any::Any;
 use std::ffi::OsStr;
