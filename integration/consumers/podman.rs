@@ -54,8 +54,9 @@ for digest in $(sed 's/.*"layers"//' "$manifest" | grep -o 'sha256:[0-9a-f]*'); 
     layer=$repository/.layers/$(echo "$hex" | cut -c-2)/$hex/layerfs
     mkdir -p "$layer"
     tar -C "$layer" -xpzf "$(blob "$digest")"
+    # Only this one: others whose names begin alike stay.
     mkdir -p kept
-    mv "$registry/blobs/sha256/$(echo "$hex" | cut -c-2)" kept/
+    mv "$(blob "$digest")" "kept/$hex"
 done
 [ "$(find /cvmfs -name .wh.one)" ]
 if [ "$(id -u)" = 0 ]; then find /cvmfs ! -perm -4000 -exec chown -h 1234:1234 {} +; fi
@@ -78,7 +79,7 @@ podman commit -q second "$IMAGES:3"
 [ "$(podman run --rm "$IMAGES:3" ls /dir)" = "more
 zwei" ]
 # The registry has what podman has never had.
-mv kept/* $registry/blobs/sha256/
+for hex in $(ls kept); do mv "kept/$hex" "$(blob "sha256:$hex")"; done
 podman push -q "$IMAGES:3"
 podman rm second
 podman rmi -a
