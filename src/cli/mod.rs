@@ -31,25 +31,18 @@ mod umount;
 mod upper;
 mod writer;
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as _, FromArgMatches, Subcommand};
 
 use overlay::Personality;
 
 const EXIT_CODES: &str = "Exit codes: 0 success, 1 failure, 2 wrong usage, 3 the image, or a profile that was \
 asked for, cannot be found or read, 4 a layer is missing or broken, 5 the upper cannot be used, 6 the mountpoint \
 cannot be used, 7 the mount is busy.";
-
-/// Mounts thin container images from CVMFS as writable file systems.
-#[derive(Debug, Parser)]
-#[command(name = "cvmfs-union", version, after_help = EXIT_CODES)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -69,6 +62,39 @@ enum Command {
     Man(pages::Man),
     Completions(pages::Completions),
     Profile(profile::Args),
+}
+
+/// The grammar of the whole command line.
+fn grammar() -> clap::Command {
+    Command::augment_subcommands(program())
+}
+
+/// The part of [`grammar`] that a command line can meet whose first word this is: to lay out the options of all
+/// commands takes longer than most of what `mount` does.
+fn grammar_for(word: &OsStr) -> clap::Command {
+    match word.as_encoded_bytes() {
+        MOUNT => program().subcommand(mount::Args::augment_args(clap::Command::new("mount"))),
+        _ => grammar(),
+    }
+}
+
+const MOUNT: &[u8] = b"mount";
+
+/// The program without its commands.
+fn program() -> clap::Command {
+    clap::Command::new("cvmfs-union")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Mounts thin container images from CVMFS as writable file systems")
+        .after_help(EXIT_CODES)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+}
+
+/// What a command line asks for, whose first word is the program's name.
+fn parse(words: &[OsString]) -> Result<Command, clap::Error> {
+    let mut grammar = grammar_for(words.get(1).map_or(OsStr::new(""), OsString::as_os_str));
+    let mut matches = grammar.try_get_matches_from_mut(words)?;
+    Command::from_arg_matches_mut(&mut matches).map_err(|e| e.format(&mut grammar))
 }
 
 /// Why the program ends, as the caller's `$?` shows it.
@@ -138,7 +164,8 @@ pub fn run() -> ExitCode {
 /// Runs the command that the arguments name: the name, and the status to end with.
 fn command() -> (&'static str, Outcome<u8>) {
     let done = |outcome: Outcome<()>| outcome.map(|()| 0);
-    match Cli::parse().command {
+    let words: Vec<_> = std::env::args_os().collect();
+    match parse(&words).unwrap_or_else(|e| e.exit()) {
         Command::Mount(args) => ("mount", done(mount::run(*args))),
         Command::Overlay(args) => ("overlay", done(overlay::run(&args))),
         Command::Run(args) => ("run", run::run(*args)),
@@ -161,10 +188,35 @@ fn command() -> (&'static str, Outcome<u8>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn arguments_are_consistent() {
-        Cli::command().debug_assert();
+        grammar().debug_assert();
+    }
+
+    /// Said, and with which status, whichever part of the grammar was laid out.
+    #[test]
+    fn a_part_of_the_grammar_says_what_all_of_it_says() {
+        for line in [
+            "mount",
+            "mount --help",
+            "mount -h",
+            "mount --version",
+            "mount --nothing a b",
+            "mount --writeback=perhaps a b",
+            "mount --read-only --ephemeral a b",
+            "mount a b c",
+            "--version mount",
+            "--verbose mount a b",
+        ] {
+            let words = || ["cvmfs-union"].into_iter().chain(line.split(' '));
+            let told = |e: clap::Error| (e.exit_code(), e.render().to_string());
+            let whole = grammar().try_get_matches_from(words()).err().map(told);
+            let part = parse(&words().map(OsString::from).collect::<Vec<_>>());
+            assert!(whole.is_some(), "{line}");
+            assert_eq!(part.err().map(told), whole, "{line}");
+        }
+        let words = ["cvmfs-union", "mount", "a", "b"].map(OsString::from);
+        assert!(matches!(parse(&words), Ok(Command::Mount(_))));
     }
 }

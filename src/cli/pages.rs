@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use clap::CommandFactory;
 use clap_complete::Shell;
 
-use super::{Cli, Code, OrFail, Outcome};
+use super::{Code, OrFail, Outcome};
 
 /// Writes the manual pages, one for each command, into a directory.
 #[derive(Debug, clap::Args)]
@@ -23,13 +22,13 @@ pub struct Completions {
 
 pub fn man(args: &Man) -> Outcome<()> {
     fs::create_dir_all(&args.dir).or_fail(Code::Failure, args.dir.display())?;
-    let written = clap_mangen::generate_to(Cli::command(), &args.dir);
+    let written = clap_mangen::generate_to(super::grammar(), &args.dir);
     written.or_fail(Code::Failure, args.dir.display())
 }
 
 pub fn completions(args: &Completions) -> Outcome<()> {
     let mut text = Vec::new();
-    let mut command = Cli::command();
+    let mut command = super::grammar();
     let name = command.get_name().to_owned();
     clap_complete::generate(args.shell, &mut command, name, &mut text);
     // clap_complete 4.6 takes the hyphen in the program's name for a blank in half of what it writes for bash,

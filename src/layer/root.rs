@@ -100,32 +100,51 @@ struct Health {
     trouble: Option<String>,
 }
 
-/// What `user.fqrn` is on the file systems that were met so far, by their device numbers. A FUSE file
-/// system is asked once: a CVMFS client says the same of all that it shows. Elsewhere it is an
-/// attribute like others, and each directory has its own: None.
+/// What `user.fqrn` is on the file systems that were met so far, by their device numbers.
 #[derive(Debug, Default)]
-pub struct Repositories(HashMap<u64, Option<Said>>);
+pub struct Repositories(HashMap<u64, Known>);
 
 /// The answer to `user.fqrn`, if there is one.
 type Said = Option<Vec<u8>>;
 
+#[derive(Debug)]
+enum Known {
+    /// What the first layer said, whatever the file system is.
+    First(Said),
+    /// Of a FUSE file system, which is asked once: a CVMFS client says the same of all that it shows.
+    Whole(Said),
+    /// It is an attribute like others, and each directory has its own.
+    Each,
+}
+
 impl Repositories {
     /// A failure says nothing about what the layer is.
     fn of(&mut self, root: BorrowedFd<'_>, device: u64) -> io::Result<Said> {
-        let known = self.0.get(&device);
-        if let Some(Some(said)) = known {
-            return Ok(said.clone());
+        if let Some(known) = self.0.get_mut(&device) {
+            // Only a second layer makes it worth looking for the type.
+            if let Known::First(said) = known {
+                let on_fuse = matches!(mounts::mounted_on(device), Ok(Some(fs)) if fs.is_fuse());
+                *known = match on_fuse {
+                    true => Known::Whole(said.take()),
+                    false => Known::Each,
+                };
+            }
+            if let Known::Whole(said) = known {
+                return Ok(said.clone());
+            }
+            return ask(root);
         }
-        let said = match xattr::get(root, b"", c"user.fqrn") {
-            Ok(said) => Some(said),
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => None,
-            Err(e) => return Err(e),
-        };
-        if known.is_none() {
-            let on_fuse = matches!(mounts::mounted_on(device), Ok(Some(fs)) if fs.is_fuse());
-            self.0.insert(device, on_fuse.then(|| said.clone()));
-        }
+        let said = ask(root)?;
+        self.0.insert(device, Known::First(said.clone()));
         Ok(said)
+    }
+}
+
+fn ask(root: BorrowedFd<'_>) -> io::Result<Said> {
+    match xattr::get(root, b"", c"user.fqrn") {
+        Ok(said) => Ok(Some(said)),
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

@@ -10,6 +10,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::{check_len, fault, kernel};
@@ -18,8 +19,8 @@ use super::{check_len, fault, kernel};
 const WORDS: usize = 8192;
 
 thread_local! {
-    /// The buffer of the thread's last reading. To make and clear one for each costs more than many a
-    /// directory.
+    /// The buffer of the thread's last reading, always of length 0: what is filled of it is known while reading.
+    /// To make one for each costs more than many a directory, and so does to clear it.
     static BUFFER: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
 }
 
@@ -89,8 +90,8 @@ pub fn read_dir_to(
     each: impl FnMut(&[u8], u8, u64),
 ) -> io::Result<()> {
     let mut buf = BUFFER.take();
-    buf.resize(WORDS, 0);
-    let done = read_into(end, dir, &mut buf, each);
+    buf.reserve(WORDS);
+    let done = read_into(end, dir, buf.spare_capacity_mut(), each);
     BUFFER.set(buf);
     done
 }
@@ -98,7 +99,7 @@ pub fn read_dir_to(
 fn read_into(
     end: End,
     dir: BorrowedFd<'_>,
-    buf: &mut [u64],
+    buf: &mut [MaybeUninit<u64>],
     mut each: impl FnMut(&[u8], u8, u64),
 ) -> io::Result<()> {
     let mut slices = Slices {
@@ -121,7 +122,7 @@ fn read_into(
         if n == 0 {
             return Ok(());
         }
-        // SAFETY: u64 has no padding, and `n` bytes of the buffer were filled.
+        // SAFETY: the kernel has filled `n` bytes of the buffer.
         let raw = unsafe { std::slice::from_raw_parts(buf.as_ptr().cast::<u8>(), n) };
         let mut rest = raw;
         slices.begin_answer();

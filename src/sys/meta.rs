@@ -1,6 +1,7 @@
 //! Calls about the attributes of objects. An empty name means the descriptor itself.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -30,6 +31,28 @@ pub fn fstatat(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Stat> {
     })??;
     // SAFETY: the call succeeded, so the kernel filled all of it.
     Ok(unsafe { st.assume_init() })
+}
+
+/// What the kernel itself knows of the object at a path; the empty one means the descriptor. The file system is not
+/// asked, but by Linux before 4.20 if it is FUSE. `mask`: further fields.
+pub fn statx_unasked(dir: BorrowedFd<'_>, path: &CStr, mask: u32) -> io::Result<libc::statx> {
+    let mut found = MaybeUninit::<libc::statx>::uninit();
+    let flags = libc::AT_EMPTY_PATH
+        | libc::AT_STATX_DONT_SYNC
+        | libc::AT_SYMLINK_NOFOLLOW
+        | libc::AT_NO_AUTOMOUNT;
+    // SAFETY: the path is NUL-terminated, and the structure writable and of the right size.
+    check(unsafe {
+        libc::statx(
+            dir.as_raw_fd(),
+            path.as_ptr(),
+            flags,
+            mask,
+            found.as_mut_ptr(),
+        )
+    })?;
+    // SAFETY: the call succeeded, so the kernel filled all of it.
+    Ok(unsafe { found.assume_init() })
 }
 
 /// `fstatvfs(3)`: blocks are counted in units of `f_frsize`.

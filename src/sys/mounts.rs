@@ -5,10 +5,14 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::iter;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use nix::fcntl::AT_FDCWD;
 
 use super::mount::{FSTYPE, NAME};
+use super::{cstr, kernel, meta};
 
 /// The table of this process's namespace.
 pub const TABLE: &str = "/proc/self/mountinfo";
@@ -51,6 +55,9 @@ pub fn tables() -> io::Result<impl Iterator<Item = (Option<u32>, Vec<u8>)>> {
 
 /// The type of the topmost mount at exactly this path; None when it is no mountpoint.
 pub fn mounted_type(mountpoint: &Path) -> io::Result<Option<String>> {
+    if root_at(mountpoint) == Some(None) {
+        return Ok(None);
+    }
     Ok(type_in(&fs::read(TABLE)?, mountpoint))
 }
 
@@ -251,7 +258,29 @@ fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> 
 
 /// The device of the topmost mount at exactly this path, as `MAJOR:MINOR`; None when it is no mountpoint.
 pub fn device_of(mountpoint: &Path) -> io::Result<Option<String>> {
-    Ok(device_in(&fs::read(TABLE)?, mountpoint))
+    match root_at(mountpoint) {
+        Some(Some(device)) => Ok(Some(device)),
+        Some(None) => Ok(None),
+        None => Ok(device_in(&fs::read(TABLE)?, mountpoint)),
+    }
+}
+
+/// The device of the mount whose root is at this path, or that there is none; None where the kernel cannot tell. It
+/// does so without the table, which it writes anew for each who reads it, and without asking the file system.
+fn root_at(path: &Path) -> Option<Option<String>> {
+    // Older ones ask FUSE all the same.
+    static TELLS: OnceLock<bool> = OnceLock::new();
+    if !TELLS.get_or_init(|| kernel::is_at_least((5, 8))) {
+        return None;
+    }
+    let path = cstr(path.as_os_str().as_bytes()).ok()?;
+    let found = meta::statx_unasked(AT_FDCWD, &path, 0).ok()?;
+    let is_root = u64::from(libc::STATX_ATTR_MOUNT_ROOT.cast_unsigned());
+    if found.stx_attributes_mask & is_root == 0 {
+        return None;
+    }
+    let device = format!("{}:{}", found.stx_dev_major, found.stx_dev_minor);
+    Some((found.stx_attributes & is_root != 0).then_some(device))
 }
 
 fn device_in(mountinfo: &[u8], mountpoint: &Path) -> Option<String> {

@@ -6,12 +6,11 @@
 //! make one than to open it on such a clone.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
-use super::{EMPTY, check};
+use super::{EMPTY, check, meta};
 
 /// The clone; it ends with its last descriptor.
 #[derive(Debug)]
@@ -79,19 +78,7 @@ impl AsFd for ReadOnlyFile {
 
 /// The number of the mount, which no other one ever gets. Asks no file system.
 fn mount_id(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    // SAFETY: all zeroes are a value of this structure of numbers.
-    let mut found: libc::statx = unsafe { std::mem::zeroed() };
-    let name: &CStr = EMPTY;
-    // SAFETY: the descriptor is open, the path NUL-terminated, and the structure writable.
-    check(unsafe {
-        libc::statx(
-            fd.as_raw_fd(),
-            name.as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_STATX_DONT_SYNC,
-            libc::STATX_MNT_ID_UNIQUE,
-            &mut found,
-        )
-    })?;
+    let found = meta::statx_unasked(fd, c"", libc::STATX_MNT_ID_UNIQUE)?;
     if found.stx_mask & libc::STATX_MNT_ID_UNIQUE == 0 {
         return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
     }

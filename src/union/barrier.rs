@@ -9,6 +9,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use nix::sys::statfs::{self, fstatfs};
 
@@ -18,7 +19,7 @@ use crate::sys::{file, kernel, meta, mounts};
 
 /// What has to be done between the data of a copy and its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Barrier {
+enum Barrier {
     /// Nothing.
     None,
     /// Waiting until the data are written.
@@ -29,7 +30,7 @@ pub enum Barrier {
 
 impl Barrier {
     /// For an upper on that file system.
-    pub fn choose(durability: Durability, upper: &OwnedFd) -> Barrier {
+    fn choose(durability: Durability, upper: &OwnedFd) -> Barrier {
         match durability {
             Durability::Volatile => Barrier::None,
             Durability::Full => Barrier::Synced,
@@ -37,13 +38,32 @@ impl Barrier {
             Durability::Auto => Barrier::Synced,
         }
     }
+}
 
-    /// To be called when the data are complete, before what makes them count.
-    pub fn before_publishing(self, fd: BorrowedFd<'_>) -> Result<()> {
-        match self {
+/// The barrier of an upper, looked for when the first copy is to be published.
+#[derive(Debug)]
+pub struct Barriers {
+    durability: Durability,
+    chosen: OnceLock<Barrier>,
+}
+
+impl Barriers {
+    pub fn new(durability: Durability) -> Self {
+        Barriers {
+            durability,
+            chosen: OnceLock::new(),
+        }
+    }
+
+    /// See [`Upper::before_publishing`](super::upper::Upper::before_publishing).
+    pub fn before_publishing(&self, upper: &OwnedFd, copy: BorrowedFd<'_>) -> Result<()> {
+        match self
+            .chosen
+            .get_or_init(|| Barrier::choose(self.durability, upper))
+        {
             Barrier::None => Ok(()),
-            Barrier::Written => file::write_out(fd).op("write copy out"),
-            Barrier::Synced => file::fdatasync(fd).op("sync copy"),
+            Barrier::Written => file::write_out(copy).op("write copy out"),
+            Barrier::Synced => file::fdatasync(copy).op("sync copy"),
         }
     }
 }

@@ -248,7 +248,7 @@ impl Union {
             && !keeps_data
             && lower.stat.st_size > 0
         {
-            upper.barrier.before_publishing(fd.as_fd())?;
+            upper.before_publishing(fd.as_fd())?;
         }
         Ok((temp, opened))
     }
@@ -371,7 +371,7 @@ impl Union {
                 let kept = restore_times(&at, &before)
                     .and_then(|()| restore_privileges(&at, &before, capability.as_deref()));
                 copied.and(kept)?;
-                upper.barrier.before_publishing(fd.as_fd())?;
+                upper.before_publishing(fd.as_fd())?;
             }
             _ => {
                 file::ftruncate(fd.as_fd(), 0).op("truncate")?;

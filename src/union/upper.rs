@@ -13,7 +13,7 @@ use lru::LruCache;
 use parking_lot::Mutex;
 
 use super::api::{Durability, Ino, ROOT, UnionConfig, UpperSpec, Whiteouts};
-use super::barrier::Barrier;
+use super::barrier::Barriers;
 use super::beside::own_mode;
 use super::copy_data::Ways;
 use super::lowers::LOWER_BIT;
@@ -68,7 +68,7 @@ pub struct Upper {
     wh_is_mark: bool,
     pub space: Space,
     pub durability: Durability,
-    pub barrier: Barrier,
+    barriers: Barriers,
     pub ways: Ways,
     /// None: not known.
     pub made: Option<Made>,
@@ -146,7 +146,6 @@ impl Upper {
             let flags = libc::O_CREAT | libc::O_WRONLY;
             file::openat(base.as_fd(), VOLATILE, flags, 0o600).op("volatile marker")?;
         }
-        let barrier = Barrier::choose(config.durability, &root);
         let mut upper = Upper {
             root: Arc::new(root),
             work: Arc::new(work),
@@ -158,7 +157,7 @@ impl Upper {
             wh_is_mark: true,
             space: probe.space,
             durability: config.durability,
-            barrier,
+            barriers: Barriers::new(config.durability),
             ways: Ways::default(),
             made: probe.made,
             extended: !config.portable_upper && probe.space != Space::None,
@@ -274,6 +273,11 @@ impl Upper {
     /// Whether directories may hold a `.wh..wh..opq`.
     pub fn wh_is_mark(&self) -> bool {
         self.wh_is_mark
+    }
+
+    /// To be called when the data of a copy are complete, before what makes them count.
+    pub fn before_publishing(&self, copy: BorrowedFd<'_>) -> Result<()> {
+        self.barriers.before_publishing(&self.root, copy)
     }
 
     /// Brings everything to the disk, after which a volatile upper is as good as any.
