@@ -98,8 +98,12 @@ fn of_image(image: &Image, root: &Path, order: Order) -> Vec<Layer> {
 }
 
 /// A stack of plain directories, topmost first. A file among them is an image, and stands for its layers.
-pub fn of_dirs(dirs: &[PathBuf], root: &Path, order: Order) -> Outcome<Vec<Layer>> {
-    let mut paths = RealPaths::default();
+pub fn of_dirs(
+    dirs: &[PathBuf],
+    root: &Path,
+    order: Order,
+    paths: &mut RealPaths,
+) -> Outcome<Vec<Layer>> {
     let mut layers = Vec::new();
     for dir in dirs {
         let found = fs::metadata(dir);

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::layers::{self, Layer, Order};
 use super::{Code, Failure, OrFail, Outcome, noted, stats, upper};
 use crate::sys::process;
+use crate::sys::realpath::RealPaths;
 use crate::union::api::LowerSpec;
 use crate::union::view::View;
 
@@ -102,7 +103,10 @@ fn told(args: &LayersOf) -> Outcome<Option<Vec<LowerSpec>>> {
     let found = match &args.image {
         Some(image) => layers::find(image, &args.cvmfs_root, args.layer_order)?.layers,
         None if args.lower.is_empty() => return Ok(None),
-        None => layers::of_dirs(&args.lower, &args.cvmfs_root, args.layer_order)?,
+        None => {
+            let mut paths = RealPaths::default();
+            layers::of_dirs(&args.lower, &args.cvmfs_root, args.layer_order, &mut paths)?
+        }
     };
     layers::check_all(&found, Layer::misplaced)?;
     Ok(Some(found.iter().map(Layer::spec).collect()))

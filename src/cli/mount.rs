@@ -45,9 +45,10 @@ use crate::fuse::session::{self, Passthrough};
 use crate::prefetch::session::Session;
 use crate::sys::mount::{self, MountFlags};
 use crate::sys::process::{self, Report, Reporter, Side};
+use crate::sys::realpath::RealPaths;
 use crate::union::api::Limits;
-use crate::union::refuse_overlap;
 use crate::union::shown::Shown;
+use crate::union::{Apart, refuse_overlap};
 
 /// How long a daemon that was just unmounted may still hold its upper.
 pub const UPPER_PATIENCE: Duration = Duration::from_secs(2);
@@ -140,6 +141,8 @@ pub struct Job {
     layers: Vec<Layer>,
     shown: Shown,
     plan: Plan,
+    /// The upper and the layers, if the upper is there before the mount.
+    apart: Option<Apart>,
     chosen: backend::Chosen,
     prefetch: Option<prefetch::Plan>,
     how: MountFlags,
@@ -262,6 +265,7 @@ impl Job {
         }
         let mut how = options.for_user(process::is_root(), process::is_initial_root())?;
         how.source = descriptor.map(|path| fs::canonicalize(path).unwrap_or_else(|_| path.clone()));
+        let mut paths = RealPaths::default();
         let (layers, beside) = match descriptor {
             Some(image) => {
                 let found = layers::find(image, &args.cvmfs_root, args.layer_order)?;
@@ -269,7 +273,8 @@ impl Job {
                 (found.layers, Some(beside))
             }
             None => {
-                let layers = layers::of_dirs(&args.lower, &args.cvmfs_root, args.layer_order)?;
+                let (root, order) = (&args.cvmfs_root, args.layer_order);
+                let layers = layers::of_dirs(&args.lower, root, order, &mut paths)?;
                 (layers, None)
             }
         };
@@ -302,9 +307,11 @@ impl Job {
         }
         let specs: Vec<_> = layers.iter().map(Layer::spec).collect();
         let upper = plan.spec();
-        if let Some(upper) = &upper {
-            refuse_overlap(upper, &specs).or_fail(Code::Upper, "the upper")?;
-        }
+        let apart = upper
+            .as_ref()
+            .map(|upper| refuse_overlap(upper, &specs, &mut paths))
+            .transpose()
+            .or_fail(Code::Upper, "the upper")?;
         let chosen = args.backend.choose(&backend::Wish {
             layers: &layers,
             upper: upper.as_ref(),
@@ -327,6 +334,7 @@ impl Job {
             layers,
             shown,
             plan,
+            apart,
             chosen,
             prefetch,
             how,

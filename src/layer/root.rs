@@ -135,13 +135,18 @@ impl Repositories {
             return ask(root);
         }
         let said = ask(root)?;
-        self.0.insert(device, Known::First(said.clone()));
+        // A disk has no FUSE on it, but of the kind that the kernel itself mounts on one.
+        let known = match libc::major(device) {
+            0 => Known::First(said.clone()),
+            _ => Known::Each,
+        };
+        self.0.insert(device, known);
         Ok(said)
     }
 }
 
 fn ask(root: BorrowedFd<'_>) -> io::Result<Said> {
-    match xattr::get(root, b"", c"user.fqrn") {
+    match xattr::get(root, b".", c"user.fqrn") {
         Ok(said) => Ok(Some(said)),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENODATA | libc::EOPNOTSUPP)) => Ok(None),
         Err(e) => Err(e),

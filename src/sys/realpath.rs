@@ -1,44 +1,66 @@
 //! Paths without symlinks, for many that begin alike: what they have in common is looked at once.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-/// The directories on the way that were looked at. Not to be kept: they may change.
+/// What was looked at. Not to be kept: it may change.
 #[derive(Debug, Default)]
 pub struct RealPaths {
-    known: HashMap<PathBuf, PathBuf>,
+    known: HashMap<OsString, PathBuf>,
+    here: Option<PathBuf>,
 }
 
 impl RealPaths {
-    /// As [`fs::canonicalize`], with one system call where the directory around is known.
+    /// As [`fs::canonicalize`], with one system call where the directory around is known, and none for what is known
+    /// itself.
     pub fn of(&mut self, path: &Path) -> io::Result<PathBuf> {
         let plain = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::RootDir);
-        if !path.is_absolute() || !path.components().all(plain) {
-            return fs::canonicalize(path);
+        let real = match path.components().all(plain) && !path.as_os_str().is_empty() {
+            true if path.is_absolute() => self.resolve(path)?,
+            true => {
+                let path = self.here()?.join(path);
+                self.resolve(&path)?
+            }
+            false => fs::canonicalize(path)?,
+        };
+        self.note(&real, &real);
+        Ok(real)
+    }
+
+    /// The directory that relative paths start from.
+    fn here(&mut self) -> io::Result<&Path> {
+        let here = match self.here.take() {
+            Some(here) => here,
+            None => std::env::current_dir()?,
+        };
+        Ok(self.here.insert(here))
+    }
+
+    fn note(&mut self, path: &Path, real: &Path) {
+        let path = path.as_os_str();
+        if !self.known.contains_key(path) {
+            self.known.insert(path.to_owned(), real.to_owned());
         }
-        self.resolve(path)
     }
 
     fn resolve(&mut self, path: &Path) -> io::Result<PathBuf> {
+        if let Some(real) = self.known.get(path.as_os_str()) {
+            return Ok(real.clone());
+        }
         let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(path.to_owned());
         };
-        let parent = match self.known.get(parent) {
-            Some(real) => real.clone(),
-            None => {
-                let real = self.resolve(parent)?;
-                self.known.insert(parent.to_owned(), real.clone());
-                real
-            }
+        let below = self.resolve(parent)?.join(name);
+        let real = match fs::read_link(&below) {
+            Ok(_) => fs::canonicalize(below)?,
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => below,
+            Err(e) => return Err(e),
         };
-        let path = parent.join(name);
-        match fs::read_link(&path) {
-            Ok(_) => fs::canonicalize(path),
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(path),
-            Err(e) => Err(e),
-        }
+        self.note(path, &real);
+        Ok(real)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use super::apart::Apart;
 use super::shown::Shown;
 use crate::layer::Learning;
 
@@ -222,6 +223,8 @@ pub struct UnionConfig {
     pub lowers: Vec<LowerSpec>,
     /// None: read-only.
     pub upper: Option<UpperSpec>,
+    /// These directories lie apart; None: the union looks for itself.
+    pub apart: Option<Apart>,
     /// How deletions are written; those of all styles are read.
     pub whiteouts: Whiteouts,
     /// Write neither redirects nor metadata copies (S44): EXDEV and full copies instead.

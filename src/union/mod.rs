@@ -14,6 +14,7 @@
 pub mod api;
 pub mod shown;
 
+mod apart;
 mod attr;
 mod barrier;
 mod beside;
@@ -46,18 +47,18 @@ mod work;
 mod xattr;
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
-use crate::error::{Context, Error, Result};
+use crate::error::Result;
 use crate::layer::revisions::Revisions;
 use crate::layer::{Layer, Lowers, Repositories};
 use crate::sys::realpath::RealPaths;
-use api::{Ino, LowerSpec, Owner, ROOT, UnionConfig, UpperSpec, distinct};
+use api::{Ino, Owner, ROOT, UnionConfig, distinct};
 use node::Node;
 use table::Table;
 use upper::Upper;
@@ -65,6 +66,7 @@ use upper::Upper;
 /// How long the end waits for changes of names that are under way. None of them waits for a layer.
 const LAST_CHANGES: Duration = Duration::from_secs(1);
 
+pub use apart::{Apart, refuse_overlap};
 pub use counts::{Counts, LayerCounts};
 pub use early::EARLY;
 pub use lane::{Lane, Target};
@@ -97,8 +99,8 @@ pub struct Union {
 impl Union {
     /// Opens the layers and the upper. EWOULDBLOCK: another union holds the upper.
     pub fn new(config: &UnionConfig) -> Result<Union> {
-        if let Some(spec) = &config.upper {
-            refuse_overlap(spec, &config.lowers)?;
+        if let (Some(spec), None) = (&config.upper, config.apart) {
+            refuse_overlap(spec, &config.lowers, &mut RealPaths::default())?;
         }
         let mut known = Repositories::default();
         let layers = distinct(&config.lowers)
@@ -202,41 +204,5 @@ impl Union {
                 .store(upper.is_empty()?, Ordering::Relaxed);
         }
         Ok(())
-    }
-}
-
-/// Refuses an upper or work directory that holds a lower or lies in one: the lower would be written.
-/// The directories of the upper need not exist yet.
-pub fn refuse_overlap(spec: &UpperSpec, lowers: &[LowerSpec]) -> Result<()> {
-    let mut paths = RealPaths::default();
-    let ours = [
-        real(&mut paths, &spec.upper)?,
-        real(&mut paths, &spec.work)?,
-    ];
-    for lower in lowers {
-        let lower = real(&mut paths, &lower.path)?;
-        for path in &ours {
-            if path.starts_with(&lower) || lower.starts_with(path) {
-                let why = "upper and lower must not contain each other, upper";
-                let layer = lower.to_string_lossy();
-                return Err(Error::new(libc::EINVAL, why).at(path).in_layer(layer));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The path without symlinks, as far as it exists.
-fn real(paths: &mut RealPaths, path: &Path) -> Result<PathBuf> {
-    match paths.of(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-        other => return other.op("resolve").map_err(|e| e.at(path)),
-    }
-    match (path.parent(), path.file_name()) {
-        (Some(parent), Some(name)) if parent.as_os_str().is_empty() => {
-            Ok(real(paths, Path::new("."))?.join(name))
-        }
-        (Some(parent), Some(name)) => Ok(real(paths, parent)?.join(name)),
-        _ => Err(Error::new(libc::ENOENT, "resolve").at(path)),
     }
 }

@@ -135,6 +135,7 @@ impl Stack {
         UnionConfig {
             lowers: (0..self.lowers.len()).map(lower).collect(),
             upper: (!self.read_only).then_some(upper),
+            apart: None,
             whiteouts: self.whiteouts,
             portable_upper: self.portable,
             owner: self.owner,

@@ -43,6 +43,7 @@ impl Job {
         let config = UnionConfig {
             lowers: self.layers.iter().map(Layer::spec).collect(),
             upper: upper.spec(),
+            apart: self.apart,
             whiteouts: match self.args.whiteouts.as_str() {
                 "overlay" => Whiteouts::Overlay,
                 "wh" => Whiteouts::Wh,
