@@ -51,7 +51,8 @@ fn requests_by_kind() {
     let (seen, _) = stats.during(|| sys::mkdir(f.at("new"), 0o755).unwrap());
     assert_eq!(seen, counts([("lookup", 1), ("mkdir", 1)]));
     let (seen, _) = stats.during(|| sys::names(f.at("new")).unwrap());
-    assert_eq!(seen["readdirplus"], 2);
+    // Nobody has looked up what the first answer named.
+    assert_eq!((seen["readdirplus"], seen["readdir"]), (1, 1));
     let (seen, _) = stats.during(|| sys::chmod(f.at("only/deep/f"), 0o600).unwrap());
     assert_eq!(seen, counts([("setattr", 1)]));
 }

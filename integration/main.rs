@@ -40,6 +40,7 @@ mod lower_listings;
 mod lower_requests;
 mod machine_crash;
 mod messages;
+mod nested;
 mod opens;
 mod pages;
 mod passed_fd;

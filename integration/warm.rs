@@ -95,6 +95,35 @@ fn a_long_listing_asks_no_layer() {
     assert_eq!(asked, [counts([]), counts([]), counts([])]);
 }
 
+/// A listing of names alone is kept by the kernel, until so many of them are looked up that it had better come with
+/// their attributes.
+#[test]
+fn a_long_listing_that_is_kept_costs_no_lookup_for_each_name() {
+    const MANY: usize = 5000;
+    let Some(f) = union_with("listed", 1, &[], |lower| {
+        (0..MANY).for_each(|i| file(lower[0].join(format!("many/f{i}")), ""));
+    }) else {
+        return;
+    };
+    let dir = f.at("many");
+    assert_eq!(names(&dir).len(), MANY);
+    let stats = Stats::of(&f.mnt);
+    let (seen, _) = stats.during(|| assert_eq!(names(&dir).len(), MANY));
+    let asked = |seen: &Tally, kind: &str| seen.get(kind).copied().unwrap_or(0);
+    assert_eq!(asked(&seen, "readdir") + asked(&seen, "readdirplus"), 0);
+    let list = || {
+        let output = run(Command::new("ls").arg("-l").arg(&dir));
+        let lines = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(lines.matches("-rw").count(), MANY);
+    };
+    let (seen, _) = stats.during(list);
+    let lookups = asked(&seen, "lookup");
+    assert!(lookups < MANY as u64 / 2, "{seen:?}");
+    assert!(asked(&seen, "readdirplus") > 0, "{seen:?}");
+    let (seen, _) = stats.during(list);
+    assert_eq!(asked(&seen, "lookup"), 0, "{seen:?}");
+}
+
 #[test]
 fn what_is_kept_stays_right() {
     let Some(f) = tree("right") else { return };

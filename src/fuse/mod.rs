@@ -54,8 +54,7 @@ pub const MAX_IO: u32 = 1 << 20;
 /// Left out on purpose: `SETXATTR_EXT` (fuser panics on its requests), locks (the kernel's own
 /// follow the inode), `ATOMIC_O_TRUNC` (the kernel would have a running program cut off before it
 /// finds that the open is ETXTBSY), `AUTO_INVAL_DATA` (the data has other writers than the page
-/// cache). `READDIRPLUS_AUTO` is for layers that are slow to give attributes: a cached listing makes
-/// `ls -l` one lookup per name.
+/// cache). `READDIRPLUS_AUTO` is for [layers whose attributes cost much more than their names](Union::prefers_names).
 const CAPABILITIES: [InitFlags; 10] = [
     InitFlags::FUSE_DONT_MASK,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
@@ -146,7 +145,7 @@ impl UnionFs {
     /// Whether the kernel may be asked to read and write files by itself.
     fn passes(&self) -> bool {
         if self.union.is_read_only() {
-            self.lowers.is_some() && self.union.confine_lowers().is_ok()
+            self.lowers.is_some() && self.union.can_hand_out_lowers().is_ok()
         } else {
             self.options.passthrough != Passthrough::Off && self.union.takes_direct_io()
         }

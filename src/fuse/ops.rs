@@ -48,6 +48,7 @@ impl Filesystem for UnionFs {
         let lane = looking_up(parent.0, name);
         let name = name.to_owned();
         let (modes, timeout) = (Arc::clone(&self.modes), self.options.timeout);
+        let pages = Arc::clone(&self.pages);
         self.run("lookup", lane, move |union| {
             match union.lookup(parent.0, &name) {
                 Ok(Some(mut attr)) => {
@@ -56,6 +57,7 @@ impl Filesystem for UnionFs {
                     let of_attr = passing(&modes, attr.ino, timeout);
                     let attr = convert::file_attr(&attr);
                     reply.entry_with_ttls(&of_attr, &timeout, &attr, GENERATION);
+                    pages.drop_listings(union);
                 }
                 Ok(None) => reply.entry(&timeout, &convert::absent(), GENERATION),
                 Err(e) => reply.error(convert::errno("lookup", parent.0, &e)),

@@ -38,6 +38,17 @@ impl Pages {
         }
     }
 
+    /// Has the kernel forget the listings that the union wants to give anew.
+    pub fn drop_listings(&self, union: &Union) {
+        for dir in union.ended_listings() {
+            if let Some(notifier) = self.0.get()
+                && let Err(e) = notifier.inval_inode(INodeNo(dir), 0, 0)
+            {
+                tracing::debug!("a listing that the kernel keeps: {e}");
+            }
+        }
+    }
+
     /// Has the kernel ask for the attributes of a file anew, which it was told to keep.
     pub fn drop_attributes(&self, node: NodeId) {
         if let Some(notifier) = self.0.get()

@@ -22,7 +22,7 @@ use super::root::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
 use crate::hash::{Numbers, stable_hash};
 use crate::sys::dirent::End;
-use crate::sys::{file, meta, name, xattr};
+use crate::sys::{file, meta, mounts, name, xattr};
 
 /// Position of a layer in the stack, 0 the topmost lower.
 pub type LayerIndex = u32;
@@ -208,6 +208,12 @@ impl Lowers {
         &self.layers
     }
 
+    /// Whether all layers are known to lie on this machine.
+    pub fn are_local(&self) -> bool {
+        let devices = self.layers.iter().map(|layer| layer.root.device());
+        mounts::are_local(&devices.collect()).unwrap_or(false)
+    }
+
     /// What is learned of the files that are opened, if anything is.
     pub fn learning(&self) -> Option<&Learning> {
         self.learning.as_ref()
@@ -316,22 +322,33 @@ impl LowerDir {
         stable_hash(self.hash, name)
     }
 
-    /// The hash of an inode of this layer that has several names.
-    pub fn hash_of_inode(&self, lowers: &Lowers, ino: u64) -> u64 {
-        let seed = lowers.layer(self).map_or(0, |l| l.seed);
-        stable_hash(seed ^ 0x6c69_6e6b, &ino.to_le_bytes())
+    /// The hash of an inode of this layer that has several names. In a layer that holds other file systems than that of
+    /// its root there may be others of the same number.
+    pub fn hash_of_inode(&self, lowers: &Lowers, stat: &meta::Stat) -> u64 {
+        let layer = lowers.layer(self);
+        let seed = layer.map_or(0, |l| l.seed) ^ 0x6c69_6e6b;
+        let hash = stable_hash(seed, &stat.st_ino.to_le_bytes());
+        match layer.is_some_and(|l| l.root.device() != stat.st_dev) {
+            true => stable_hash(hash, &stat.st_dev.to_le_bytes()),
+            false => hash,
+        }
     }
 
-    /// The path in the layer, beginning with `/`.
-    pub fn path(&self) -> Vec<u8> {
+    /// The names that lead to it from the root of its layer.
+    pub fn names(&self) -> impl Iterator<Item = &[u8]> {
         let mut names: Vec<&[u8]> = Vec::new();
         let mut at = self;
         while let Some(parent) = &at.parent {
             names.push(&at.name);
             at = parent;
         }
+        names.into_iter().rev()
+    }
+
+    /// The path in the layer, beginning with `/`.
+    pub fn path(&self) -> Vec<u8> {
         let mut path = Vec::new();
-        for name in names.iter().rev() {
+        for name in self.names() {
             path.push(b'/');
             path.extend_from_slice(name);
         }

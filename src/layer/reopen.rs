@@ -107,6 +107,37 @@ impl LowerFile {
     }
 }
 
+/// The file on the view of its layer. None where another one is there, as the view shows no mounts that lie below the
+/// layer's root, or where a program's open with `O_DIRECT`, which the kernel would pass on, would fail.
+fn viewed(layer: &Layer, file: &LowerFile, expected: &Stat) -> io::Result<Option<ReadOnlyFile>> {
+    let view = layer.root.view()?;
+    let open = |dir: &OwnedFd, name: &[u8], kind| {
+        let open = || file::openat(dir.as_fd(), name, libc::O_PATH | kind, 0);
+        layer.asked.ask(Ask::Walk, open).map(Arc::new)
+    };
+    let walk = || -> io::Result<Arc<OwnedFd>> {
+        let mut dir = view.root().clone();
+        for name in file.dir.names() {
+            dir = open(&dir, name, libc::O_DIRECTORY)?;
+        }
+        open(&dir, &file.name, 0)
+    };
+    let found = match walk() {
+        Err(e) if is_absent(&e) => return Ok(None),
+        found => found?,
+    };
+    let stat = meta::fstatat(found.as_fd(), b"")?;
+    let there = (stat.st_dev, stat.st_ino) == (expected.st_dev, expected.st_ino);
+    if !there || !layer.root.takes_direct_io(found.as_fd())? {
+        return Ok(None);
+    }
+    view.holds(found)
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR))
+}
+
 impl Lowers {
     /// Does `op` with an `O_PATH` descriptor of a directory, perhaps twice. `name` is what in the
     /// directory it is about, for the error.
@@ -139,44 +170,31 @@ impl Lowers {
         })
     }
 
-    /// From now on all layers are looked at through read-only views of their mounts. To be called before
-    /// anything else is asked of them.
-    pub fn confine(&self) -> io::Result<()> {
-        self.layers().iter().try_for_each(|l| l.root.confine())
+    /// Whether [`read_only`](Self::read_only) can work here at all.
+    pub fn can_be_viewed(&self) -> io::Result<()> {
+        self.layers()
+            .iter()
+            .try_for_each(|l| l.root.view().map(drop))
     }
 
-    /// The file for others to read. From the first one on its layer is looked at through a read-only view. It is not
-    /// opened for that; its attributes are asked for, so that a layer that has died is noticed.
+    /// The file for others to read. It is not opened for that; its attributes are asked for, so that a layer that has
+    /// died is noticed. None: the kernel cannot be given it.
     pub fn read_only(&self, file: &LowerFile) -> Result<Option<ReadOnlyFile>> {
-        let Some(root) = self.layer(&file.dir).map(|layer| &layer.root) else {
+        let Some(layer) = self.layer(&file.dir) else {
             return Ok(None);
         };
-        if root.view().is_none() {
-            let no_view = |e| self.blame(Error::io("make a view of", &e), &file.dir, b"");
-            root.confine().map_err(no_view)?;
-            // What is kept was not opened on the view.
-            self.drop_kept(file.dir.layer, root.current().0 + 1);
-        }
-        let (found, now, direct) =
-            self.with(&file.dir, &file.name, Ask::Stat, "find lower", |dir| {
-                let found = file::openat(dir, &file.name, libc::O_PATH, 0)?;
-                let now = meta::fstatat(found.as_fd(), b"")?;
-                // The kernel opens it as each program does, and a failure of that would be EIO.
-                let direct = root.takes_direct_io(found.as_fd())?;
-                Ok((Arc::new(found), now, direct))
-            })?;
+        let now = self.with(&file.dir, &file.name, Ask::Stat, "find lower", |dir| {
+            meta::fstatat(dir, &file.name)
+        })?;
         if let Some(learning) = self.record_open(file) {
             learning.ahead.note(file.dir.hash_of(&file.name));
             // The kernel does not tell what it reads.
             let guess = if file.size() <= WHOLE { file.size() } else { 1 };
             file.note_read(0, guess);
         }
-        match root.view() {
-            Some(view) if direct && file.is_same(&now) => view
-                .holds(found)
-                .map_err(|e| self.blame(Error::io("find lower", &e), &file.dir, &file.name)),
-            _ => Ok(None),
-        }
+        let blame = |e| self.blame(Error::io("view lower", &e), &file.dir, &file.name);
+        let found = viewed(layer, file, &now).map_err(blame)?;
+        Ok(found.filter(|_| file.is_same(&now)))
     }
 
     /// From now on the path leads into our own mount: layers below it are not opened again by theirs.

@@ -3,7 +3,7 @@
 //! The file system of a layer can die (its daemon is killed) and be mounted again at the same place. So the root is
 //! opened by its path once more, at most once a second, and taken if it is that of the same layer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,8 +31,6 @@ pub type Epoch = u64;
 pub struct Root {
     current: RwLock<Current>,
     identity: Identity,
-    /// The number of its file system when it was opened first.
-    device: u64,
     /// Whether that lies on this machine, once somebody has asked.
     local: OnceLock<bool>,
     health: Mutex<Health>,
@@ -44,34 +42,22 @@ pub struct Root {
 #[derive(Debug)]
 struct Current {
     epoch: Epoch,
+    /// The number of the file system that the root lies in.
+    device: u64,
     root: Arc<OwnedFd>,
-    /// The same as it was opened, which keeps an automount there.
-    mounted: Arc<OwnedFd>,
-    /// What `root` is of, if the layer is looked at through a read-only view.
-    view: Option<Arc<ReadOnlyView>>,
+    /// A read-only view of it, once somebody has wanted one.
+    view: OnceLock<Arc<ReadOnlyView>>,
     /// Whether files there can be opened with `O_DIRECT`, once that is known.
     direct: OnceLock<bool>,
 }
 
 impl Current {
-    /// Through a view, if there can be one.
-    fn confined(epoch: Epoch, root: &Arc<OwnedFd>) -> io::Result<Current> {
-        let view = ReadOnlyView::of(root.as_fd())?;
-        Ok(Current {
-            epoch,
-            root: view.root().clone(),
-            mounted: root.clone(),
-            view: Some(Arc::new(view)),
-            direct: OnceLock::new(),
-        })
-    }
-
-    fn plain(epoch: Epoch, root: &Arc<OwnedFd>) -> Current {
+    fn new(epoch: Epoch, device: u64, root: OwnedFd) -> Current {
         Current {
             epoch,
-            root: root.clone(),
-            mounted: root.clone(),
-            view: None,
+            device,
+            root: Arc::new(root),
+            view: OnceLock::new(),
             direct: OnceLock::new(),
         }
     }
@@ -179,9 +165,8 @@ impl Root {
         let (identity, device) = Identity::read(fd.as_fd(), known)?;
         Ok(Root {
             identity,
-            device,
             local: OnceLock::new(),
-            current: RwLock::new(Current::plain(0, &Arc::new(fd))),
+            current: RwLock::new(Current::new(0, device, fd)),
             health: Mutex::default(),
             covered: AtomicBool::new(false),
         })
@@ -203,25 +188,33 @@ impl Root {
         (current.epoch, current.root.clone())
     }
 
-    /// From now on the layer is looked at through a read-only view of its mount.
-    pub fn confine(&self) -> io::Result<()> {
-        let mut current = self.current.write();
-        if current.view.is_none() {
-            *current = Current::confined(current.epoch, &current.mounted)?;
-        }
-        Ok(())
+    /// The number of the file system that it lies in.
+    pub fn device(&self) -> u64 {
+        self.current.read().device
     }
 
-    pub(super) fn view(&self) -> Option<Arc<ReadOnlyView>> {
-        self.current.read().view.clone()
+    /// A view of its mount, in which nothing can be written and no mounts below it show.
+    pub(super) fn view(&self) -> io::Result<Arc<ReadOnlyView>> {
+        let (epoch, root) = {
+            let current = self.current.read();
+            if let Some(view) = current.view.get() {
+                return Ok(view.clone());
+            }
+            (current.epoch, current.root.clone())
+        };
+        let view = Arc::new(ReadOnlyView::of(root.as_fd())?);
+        let current = self.current.read();
+        match current.epoch == epoch {
+            true => Ok(current.view.get_or_init(|| view).clone()),
+            false => Ok(view),
+        }
     }
 
     /// Whether the file system is known to lie on this machine. It is not asked.
     pub(super) fn is_local(&self) -> bool {
-        *self.local.get_or_init(|| {
-            let fs = mounts::mounted_on(self.device);
-            matches!(fs, Ok(Some(fs)) if fs.is_local())
-        })
+        *self
+            .local
+            .get_or_init(|| mounts::are_local(&HashSet::from([self.device()])).unwrap_or(false))
     }
 
     /// Whether a file of the layer, and so any, can be opened with `O_DIRECT`. Asked with the first one.
@@ -260,8 +253,8 @@ impl Root {
         let mut health = self.health.lock();
         health.not_before = Some(Instant::now() + PAUSE);
         match opened {
-            Ok(fd) => {
-                self.replace(&Arc::new(fd));
+            Ok((fd, device)) => {
+                self.replace(device, fd);
                 if health.trouble.take().is_some() {
                     tracing::info!("layer {} is back", path.display());
                 }
@@ -277,32 +270,26 @@ impl Root {
         }
     }
 
-    /// Takes another opening of the layer, through a view if the last one was.
-    fn replace(&self, root: &Arc<OwnedFd>) {
+    /// Takes another opening of the layer.
+    fn replace(&self, device: u64, root: OwnedFd) {
         let mut current = self.current.write();
-        let epoch = current.epoch + 1;
-        *current = match &current.view {
-            None => Current::plain(epoch, root),
-            Some(_) => Current::confined(epoch, root).unwrap_or_else(|e| {
-                tracing::warn!("no read-only view of a layer that came back: {e}");
-                Current::plain(epoch, root)
-            }),
-        };
+        *current = Current::new(current.epoch + 1, device, root);
     }
 
-    fn open_again(&self, path: &Path) -> std::result::Result<OwnedFd, String> {
+    /// The root, and its file system's number.
+    fn open_again(&self, path: &Path) -> std::result::Result<(OwnedFd, u64), String> {
         if self.covered.load(Ordering::Relaxed) {
             return Err("its path lies under this mount".to_owned());
         }
-        let look = || -> io::Result<(OwnedFd, Identity)> {
+        let look = || -> io::Result<(OwnedFd, Identity, u64)> {
             let fd = open(path)?;
             // Attributes may come out of the kernel's cache: this asks the file system.
             let asked = quiet::open(fd.as_fd(), b".", libc::O_DIRECTORY)?;
-            let (identity, _) = Identity::read(asked.as_fd(), &mut Repositories::default())?;
-            Ok((fd, identity))
+            let (identity, device) = Identity::read(asked.as_fd(), &mut Repositories::default())?;
+            Ok((fd, identity, device))
         };
         match look() {
-            Ok((fd, identity)) if identity == self.identity => Ok(fd),
+            Ok((fd, identity, device)) if identity == self.identity => Ok((fd, device)),
             Ok(_) => Err("another directory is there now".to_owned()),
             Err(e) => Err(e.to_string()),
         }

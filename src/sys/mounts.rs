@@ -241,6 +241,15 @@ impl MountedFs {
     }
 }
 
+/// Whether the file systems of all these devices are known to lie on this machine. They are not asked.
+pub fn are_local(devices: &HashSet<u64>) -> io::Result<bool> {
+    let table = fs::read(TABLE)?;
+    Ok(devices.iter().all(|device| {
+        let numbers = (libc::major(*device), libc::minor(*device));
+        on_device(&table, numbers).is_some_and(|fs| fs.is_local())
+    }))
+}
+
 /// The file system of a device, which is not asked for it. None if it is not mounted here.
 pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
     let device = (libc::major(device), libc::minor(device));

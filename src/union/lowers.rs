@@ -294,7 +294,7 @@ impl Union {
     fn below_alone(&self, top: &Arc<LowerDir>, name: &[u8], stat: Stat) -> Below {
         let is_dir = kind_of(stat.st_mode) == Kind::Dir;
         let hash = if !is_dir && stat.st_nlink > 1 {
-            top.hash_of_inode(&self.lowers, stat.st_ino)
+            top.hash_of_inode(&self.lowers, &stat)
         } else {
             top.hash_of(name)
         };

@@ -110,6 +110,9 @@ pub struct Dir {
     pub misses: AtomicU32,
     /// When names of it were handed out last without attributes.
     pub listed: AtomicU32,
+    /// How many names that were, in the last listing, and how many of them were looked up since.
+    pub alone: AtomicU32,
+    pub wanted: AtomicU32,
     /// Everything in here was born in the upper, so nothing in here asks a lower.
     pub homegrown: AtomicBool,
 }

@@ -266,10 +266,9 @@ impl Union {
         self.upper.is_none()
     }
 
-    /// Looks at all lowers through read-only views from now on, to see whether the kernel can be given their
-    /// files. Before the first request.
-    pub fn confine_lowers(&self) -> io::Result<()> {
-        self.lowers.confine()
+    /// Whether the kernel can be given files of the lowers at all.
+    pub fn can_hand_out_lowers(&self) -> io::Result<()> {
+        self.lowers.can_be_viewed()
     }
 
     /// From now on the kernel collects writes, and reads what surrounds them by the same handles.

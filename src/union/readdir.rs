@@ -9,6 +9,7 @@ use super::Union;
 use super::api::{Attr, DirEntry, Ino, Kind};
 use super::lowers::{Clue, known_by_listing};
 use super::node::Node;
+use super::wishes;
 use crate::error::{Error, Result};
 
 /// The cookies after `.` and `..`.
@@ -38,11 +39,16 @@ impl Union {
         each: &mut dyn FnMut(&DirEntry<'_>) -> bool,
     ) -> Result<()> {
         let node = self.table.get(ino)?;
+        let dir = node.as_dir()?;
+        if cookie <= DOTDOT {
+            dir.alone.store(0, Ordering::Relaxed);
+            dir.wanted.store(0, Ordering::Relaxed);
+        }
         let mut alone = 0;
         let done = self.list(&node, cookie, false, &mut |found, name, cookie| {
-            let (ino, kind) = match found {
-                Found::Node(node) => (node.ino, node.kind),
-                Found::Listed(ino, kind) => (ino, kind),
+            let (ino, kind, in_lower) = match found {
+                Found::Node(node) => (node.ino, node.kind, !node.state.read().upper),
+                Found::Listed(ino, kind) => (ino, kind, true),
             };
             let taken = each(&DirEntry {
                 ino,
@@ -51,14 +57,15 @@ impl Union {
                 cookie,
                 partial: false,
             });
-            if taken && matches!(found, Found::Listed(..)) && kind != Kind::Dir {
+            if taken && in_lower && kind != Kind::Dir {
                 alone += 1;
             }
             Ok(taken)
         });
         if alone > 0 {
             let moment = self.wishes.listed(alone);
-            node.as_dir()?.listed.store(moment, Ordering::Relaxed);
+            dir.listed.store(moment, Ordering::Relaxed);
+            dir.alone.fetch_add(alone, Ordering::Relaxed);
         }
         done
     }
@@ -91,9 +98,13 @@ impl Union {
         })
     }
 
-    /// Whether names cost so much less than attributes that these are given on demand only.
+    /// Whether attributes are given to those who want them, and names alone to others.
+    ///
+    /// On CVMFS attributes cost the layer requests, and on a disk still a search for each name. With layers of other
+    /// kinds, which may stop answering, it is better that the kernel has names before somebody asks for one: a lookup
+    /// that waits for its layer keeps all others from changing the directory.
     pub fn prefers_names(&self) -> bool {
-        self.lowers.are_cvmfs()
+        self.lowers.are_cvmfs() || self.lowers.are_local()
     }
 
     /// Whether somebody who begins to list the directory is to be given attributes.
@@ -126,16 +137,25 @@ impl Union {
 
     /// Somebody wants to know more of a name.
     pub(super) fn note_lookup(&self, parent: &Node, node: &Node) {
-        let listed = parent
-            .dir
-            .as_ref()
-            .map(|d| d.listed.load(Ordering::Relaxed));
-        if let Some(moment) = listed.filter(|moment| *moment != 0)
-            && !node.is_dir()
-            && !node.state.read().upper
-        {
-            self.wishes.looked_up(moment);
+        let Some(dir) = &parent.dir else {
+            return;
+        };
+        let moment = dir.listed.load(Ordering::Relaxed);
+        if moment == 0 || node.is_dir() || node.state.read().upper {
+            return;
         }
+        self.wishes.looked_up(moment);
+        let names = dir.alone.load(Ordering::Relaxed);
+        let wanted = dir.wanted.fetch_add(1, Ordering::Relaxed) + 1;
+        if wishes::ends_listing(names, wanted) {
+            self.wishes.end_listing(parent.ino);
+        }
+    }
+
+    /// Directories of which the kernel should forget the listing it keeps: the names of it, which were handed out
+    /// alone, are looked up one after the other, and with the next listing come their attributes. Each is named once.
+    pub fn ended_listings(&self) -> Vec<Ino> {
+        self.wishes.ended_listings()
     }
 
     /// The dots after a cookie. The cookie to go on from, if all were taken.

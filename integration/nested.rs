@@ -1,0 +1,108 @@
+//! Layers that hold other mounts, as `/` does.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::files::{ino, names, read};
+use crate::support::sys;
+use crate::support::{Fixture, Mounted, Scratch, require_all, run, text};
+
+fn tmpfs(dir: &Path) -> Mounted {
+    let output = run(Command::new("mount")
+        .args(["-t", "tmpfs", "tmpfs"])
+        .arg(dir));
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    Mounted(dir.to_owned())
+}
+
+/// A layer with a file system of its own on `one` and on `two`, whose files are numbered alike.
+fn layer(place: &Scratch) -> Option<[Mounted; 2]> {
+    if !require_all(&["root", "fuse"]) {
+        return None;
+    }
+    let lower = place.dir("lower");
+    fs::write(lower.join("file"), "outside").unwrap();
+    Some(["one", "two"].map(|name| {
+        let dir = lower.join(name);
+        fs::create_dir(&dir).unwrap();
+        let mounted = tmpfs(&dir);
+        fs::write(dir.join("file"), name).unwrap();
+        sys::link(dir.join("file"), dir.join("again")).unwrap();
+        mounted
+    }))
+}
+
+fn mounted(place: &Scratch, options: &[&str]) -> Fixture {
+    let mut f = Fixture::new("nested");
+    f.lowers.push(place.path().join("lower"));
+    f.options = options.iter().map(|o| (*o).to_owned()).collect();
+    f.mount();
+    f
+}
+
+#[test]
+fn files_of_the_same_number_are_not_one() {
+    let place = Scratch::new("nested");
+    let Some(_mounts) = layer(&place) else {
+        return;
+    };
+    let mut f = mounted(&place, &[]);
+    let number = |f: &Fixture, path: &str| ino(f.at(path));
+    let lower = |path: &str| ino(place.path().join("lower").join(path));
+    assert_eq!(
+        lower("one/file"),
+        lower("two/file"),
+        "or this shows nothing"
+    );
+    for _ in 0..2 {
+        for name in ["one", "two"] {
+            for path in ["file", "again"] {
+                assert_eq!(read(f.at(name).join(path)), name, "{path}");
+            }
+            let [file, again] = ["file", "again"].map(|path| format!("{name}/{path}"));
+            assert_eq!(number(&f, &file), number(&f, &again), "{name}");
+        }
+        assert_ne!(number(&f, "one/file"), number(&f, "two/file"));
+        f.remount();
+    }
+    fs::write(f.at("one/file"), "changed").unwrap();
+    assert_eq!(
+        [read(f.at("one/again")), read(f.at("two/again"))],
+        ["changed", "two"]
+    );
+}
+
+/// The kernel is given files by a view of the layer in which no other mounts show.
+#[test]
+fn they_stay_when_the_kernel_is_given_files() {
+    let place = Scratch::new("nested-passed");
+    if !require_all(&["passthrough"]) {
+        return;
+    }
+    let Some(_mounts) = layer(&place) else {
+        return;
+    };
+    let content = vec![b'x'; 1 << 20];
+    for path in ["large", "one/large"] {
+        fs::write(place.path().join("lower").join(path), &content).unwrap();
+    }
+    let f = mounted(&place, &["--passthrough=all", "--writeback=off"]);
+    let reads = |path: &Path| assert!(fs::read(path).unwrap() == content, "{path:?}");
+    for path in ["large", "one/large", "large"] {
+        reads(&f.at(path));
+        assert_eq!(names(f.at("one")), ["again", "file", "large"], "{path}");
+        assert_eq!(names(f.at("two")), ["again", "file"], "{path}");
+    }
+    // Under the mount lies another file of that name, which the view shows.
+    let under = place.dir("under");
+    fs::create_dir(under.join("three")).unwrap();
+    fs::write(under.join("three/large"), vec![b'u'; content.len()]).unwrap();
+    let _three = tmpfs(&under.join("three"));
+    fs::write(under.join("three/large"), &content).unwrap();
+    let mut f = Fixture::new("nested-under");
+    f.lowers.push(under);
+    f.options = vec!["--passthrough=all".into(), "--writeback=off".into()];
+    f.mount();
+    reads(&f.at("three/large"));
+}
