@@ -13,6 +13,7 @@ pub mod stats;
 pub mod twins;
 
 mod more;
+mod open;
 mod ops;
 mod pages;
 

@@ -16,7 +16,6 @@ use fuser::{
 };
 
 use super::convert;
-use super::modes::{Answer, Opening};
 use super::{
     GENERATION, Spot, UnionFs, caller, changing, handle, kept, looking_up, more, negotiate,
     opening, passing, reading, reply_attr, reply_empty, reply_entry, reply_xattr, slow, stats,
@@ -250,76 +249,11 @@ impl Filesystem for UnionFs {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let lane = changing([(parent.0, Some(name))]);
-        let (caller, name) = (caller(req, umask), name.to_owned());
-        let opening = opening(req, 0, flags);
-        let modes = Arc::clone(&self.modes);
-        let timeout = self.options.timeout;
-        self.run("create", lane, move |union| {
-            match union.create(&caller, parent.0, &name, mode & 0o7777, flags) {
-                Ok((attr, fh)) => {
-                    let data = union.backing(fh, None);
-                    let opening = Opening {
-                        node: attr.ino,
-                        ..opening
-                    };
-                    let unmoved = || union.is_of_lower(fh);
-                    let answer =
-                        modes.open(opening, data.as_ref(), unmoved, |fd| reply.open_backing(fd));
-                    let (attr, fh) = (convert::file_attr(&attr), Fh(fh));
-                    match answer {
-                        Answer::Plain(flags) => {
-                            let flags = kept(flags, timeout);
-                            reply.created(&timeout, &attr, GENERATION, fh, flags);
-                        }
-                        Answer::Backed(flags, id) => {
-                            reply.created_passthrough(&timeout, &attr, GENERATION, fh, flags, &id);
-                        }
-                        Answer::Away(away) => {
-                            union.release(fh.0);
-                            union.forget(attr.ino.0, 1);
-                            reply.error(turned_away(away));
-                        }
-                    }
-                }
-                Err(e) => reply.error(convert::errno("create", parent.0, &e)),
-            }
-        });
+        self.create_file(req, parent.0, name, (mode & 0o7777, umask), flags, reply);
     }
 
     fn open(&self, req: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
-        if !self.opens.files {
-            return self.here("open", || reply.error(Errno::ENOSYS));
-        }
-        let caller = caller(req, 0);
-        let (modes, pages) = (Arc::clone(&self.modes), Arc::clone(&self.pages));
-        let opening = opening(req, ino.0, flags.0);
-        let (node, ino) = (ino, self.object(ino));
-        let (lowers, timeout) = (self.lowers, self.options.timeout);
-        self.run("open", reading(ino), move |union| {
-            match union.open(&caller, ino, flags.0) {
-                Ok(fh) => {
-                    let lowers = lowers.filter(|_| modes.undecided(node.0));
-                    let data = union.backing(fh, lowers.as_ref());
-                    let unmoved = || union.is_of_lower(fh);
-                    let answer = if data.is_none() && pages.wants(union, fh) {
-                        modes.open_filling(opening, unmoved, || pages.fill(union, node, fh))
-                    } else {
-                        modes.open(opening, data.as_ref(), unmoved, |fd| reply.open_backing(fd))
-                    };
-                    match answer {
-                        Answer::Plain(flags) => reply.opened(Fh(fh), kept(flags, timeout)),
-                        Answer::Backed(flags, id) => reply.opened_passthrough(Fh(fh), flags, &id),
-                        Answer::Away(away) => {
-                            union.release(fh);
-                            pages.drop_attributes(node.0);
-                            reply.error(turned_away(away));
-                        }
-                    }
-                }
-                Err(e) => reply.error(convert::errno("open", ino, &e)),
-            }
-        });
+        self.open_file(req, ino, flags.0, reply);
     }
 
     fn read(
