@@ -1,4 +1,4 @@
-//! Layers that hold other mounts, as `/` does.
+//! Layers that hold other mounts.
 
 use std::fs;
 use std::path::Path;
