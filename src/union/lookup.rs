@@ -10,14 +10,14 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, Clue, kind_of, shown, stat_merged};
+use super::lowers::{Below, Clue, kind_of, known_by_listing, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
 use super::table::Used;
 use super::upper::{Names, Upper};
 use crate::error::{Context, Error, Result};
-use crate::layer::{Lowers, dialect};
+use crate::layer::{Listed, Lowers, dialect};
 use crate::sys::meta::{self, Stat};
 
 /// The root node.
@@ -178,6 +178,21 @@ impl Union {
             }
             return Ok(Some(node));
         }
+    }
+
+    /// The number and the kind of what stands under a listed name of the lowers that the upper does not hold. No node is
+    /// made of it.
+    pub(super) fn glance(&self, parent: &Node, entry: &Listed<'_>) -> Result<(Ino, Kind)> {
+        if let Some(known) = known_by_listing(entry) {
+            return Ok(known);
+        }
+        check_name(entry.name)?;
+        let clue = Clue::Listed(Some(*entry));
+        if let Some(node) = self.standing(parent, entry.name, None, clue) {
+            return Ok((node.ino, node.kind));
+        }
+        let below = self.below(entry)?;
+        Ok((below.ino, kind_of(below.at.stat.st_mode)))
     }
 
     /// The node that stands under a name, where memory alone tells: the number that goes with the name

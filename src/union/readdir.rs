@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::Union;
 use super::api::{Attr, DirEntry, Ino, Kind};
-use super::lowers::{Clue, known_by_listing};
+use super::lowers::Clue;
 use super::node::Node;
 use super::wishes;
 use crate::error::{Error, Result};
@@ -23,7 +23,7 @@ const BATCH: usize = 64;
 /// An entry, as far as it had to be looked at.
 enum Found<'a> {
     Node(&'a Arc<Node>),
-    /// Only a listing was looked at, and no layer is to be asked for more.
+    /// In the lowers; only its number and kind were wanted.
     Listed(Ino, Kind),
 }
 
@@ -196,13 +196,11 @@ impl Union {
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
                 let cookie = cookie + i as u64 + 1;
-                let known = match held {
-                    None if !nodes => known_by_listing(&entry),
-                    _ => None,
-                };
-                let more = match known {
-                    Some((ino, kind)) => each(Found::Listed(ino, kind), entry.name, cookie)?,
-                    None => !shown || show(each, entry.name, Clue::Listed(Some(entry)), cookie)?,
+                let more = if held.is_none() && !nodes {
+                    let (ino, kind) = self.glance(node, &entry)?;
+                    each(Found::Listed(ino, kind), entry.name, cookie)?
+                } else {
+                    !shown || show(each, entry.name, Clue::Listed(Some(entry)), cookie)?
                 };
                 if !more {
                     return Ok(());
