@@ -141,7 +141,6 @@ fn on<T>(
     mut call: impl FnMut(&Object) -> io::Result<T>,
 ) -> io::Result<T> {
     let fd = dir.as_raw_fd();
-    let mut in_proc = format!("/proc/self/fd/{fd}").into_bytes();
     if name.is_empty() {
         let done = call(&Object::Open(fd));
         if !is_path_only(&done) {
@@ -154,14 +153,17 @@ fn on<T>(
                 done => return done,
             }
         }
-        return call(&Object::Link(cstr(&in_proc)?));
+        return call(&Object::Link(in_proc(fd, b"")?));
     }
     if at::usable() {
         return call(&Object::In(fd, cstr(name)?));
     }
-    in_proc.push(b'/');
-    in_proc.extend_from_slice(name);
-    call(&Object::Name(cstr(&in_proc)?))
+    call(&Object::Name(in_proc(fd, &[b"/", name].concat())?))
+}
+
+/// The name of a descriptor in `/proc`, and what follows it.
+fn in_proc(fd: RawFd, rest: &[u8]) -> io::Result<CString> {
+    cstr(&[format!("/proc/self/fd/{fd}").as_bytes(), rest].concat())
 }
 
 /// All the names, each ended by a NUL.
