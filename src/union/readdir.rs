@@ -110,8 +110,8 @@ impl Union {
     /// Whether somebody who begins to list the directory is to be given attributes.
     pub fn gives_attributes(&self, ino: Ino) -> Result<bool> {
         let node = self.table.get(ino)?;
-        let local = node.as_dir()?.lowers.is_empty();
-        Ok(local || self.wishes.attributes())
+        let of_upper = node.as_dir()?.lowers.is_empty();
+        Ok(of_upper || self.wishes.attributes())
     }
 
     /// Only `.` and `..`, as the beginning of a listing.
