@@ -4,6 +4,7 @@
 //! million directories cost no million descriptors; each is opened from its parent, one component at a
 //! time, and never through a symlink.
 
+use std::collections::HashSet;
 use std::ffi::CStr;
 use std::io;
 use std::num::NonZeroUsize;
@@ -54,6 +55,8 @@ pub struct Lowers {
     layers: Vec<Layer>,
     kept: Mutex<LruCache<Key, Arc<OwnedFd>, Numbers>>,
     pub(super) learning: Option<Learning>,
+    /// See [`local`](Self::local).
+    local: OnceLock<HashSet<u64>>,
 }
 
 /// A directory of one layer.
@@ -104,6 +107,7 @@ impl Lowers {
         Lowers {
             layers,
             learning,
+            local: OnceLock::new(),
             kept: Mutex::new(LruCache::with_hasher(kept, Numbers::default())),
         }
     }
@@ -208,10 +212,19 @@ impl Lowers {
         &self.layers
     }
 
+    /// The file systems of layers that are known to lie on this machine. The table of mounts is read once for all.
+    fn local(&self) -> &HashSet<u64> {
+        self.local.get_or_init(|| {
+            let devices = self.layers.iter().map(|layer| layer.root.device());
+            mounts::local_among(devices).unwrap_or_default()
+        })
+    }
+
     /// Whether all layers are known to lie on this machine.
     pub fn are_local(&self) -> bool {
-        let devices = self.layers.iter().map(|layer| layer.root.device());
-        mounts::are_local(&devices.collect()).unwrap_or(false)
+        let local = self.local();
+        let is_local = |layer: &Layer| local.contains(&layer.root.device());
+        self.layers.iter().all(is_local)
     }
 
     /// What is learned of the files that are opened, if anything is.
@@ -226,7 +239,8 @@ impl Lowers {
 
     /// Whether the directory is known to lie on this machine.
     pub fn is_local(&self, dir: &LowerDir) -> bool {
-        self.layer(dir).is_some_and(|layer| layer.root.is_local())
+        let is_local = |layer: &Layer| self.local().contains(&layer.root.device());
+        self.layer(dir).is_some_and(is_local)
     }
 
     /// Whether a CVMFS client serves the directory.

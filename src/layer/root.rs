@@ -3,7 +3,7 @@
 //! The file system of a layer can die (its daemon is killed) and be mounted again at the same place. So the root is
 //! opened by its path once more, at most once a second, and taken if it is that of the same layer.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -31,8 +31,6 @@ pub type Epoch = u64;
 pub struct Root {
     current: RwLock<Current>,
     identity: Identity,
-    /// Whether that lies on this machine, once somebody has asked.
-    local: OnceLock<bool>,
     health: Mutex<Health>,
     /// Its path leads into our own mount by now.
     covered: AtomicBool,
@@ -165,7 +163,6 @@ impl Root {
         let (identity, device) = Identity::read(fd.as_fd(), known)?;
         Ok(Root {
             identity,
-            local: OnceLock::new(),
             current: RwLock::new(Current::new(0, device, fd)),
             health: Mutex::default(),
             covered: AtomicBool::new(false),
@@ -208,13 +205,6 @@ impl Root {
             true => Ok(current.view.get_or_init(|| view).clone()),
             false => Ok(view),
         }
-    }
-
-    /// Whether the file system is known to lie on this machine. It is not asked.
-    pub(super) fn is_local(&self) -> bool {
-        *self
-            .local
-            .get_or_init(|| mounts::are_local(&HashSet::from([self.device()])).unwrap_or(false))
     }
 
     /// Whether a file of the layer, and so any, can be opened with `O_DIRECT`. Asked with the first one.

@@ -241,13 +241,15 @@ impl MountedFs {
     }
 }
 
-/// Whether the file systems of all these devices are known to lie on this machine. They are not asked.
-pub fn are_local(devices: &HashSet<u64>) -> io::Result<bool> {
+/// Those of the devices whose file systems are known to lie on this machine. They are not asked.
+pub fn local_among(devices: impl Iterator<Item = u64>) -> io::Result<HashSet<u64>> {
     let table = fs::read(TABLE)?;
-    Ok(devices.iter().all(|device| {
+    let known: HashSet<u64> = devices.collect();
+    let is_local = |device: &u64| {
         let numbers = (libc::major(*device), libc::minor(*device));
         on_device(&table, numbers).is_some_and(|fs| fs.is_local())
-    }))
+    };
+    Ok(known.into_iter().filter(is_local).collect())
 }
 
 /// The file system of a device, which is not asked for it. None if it is not mounted here.
