@@ -205,7 +205,7 @@ impl Stack {
             [""; 0],
             "left in the work directory"
         );
-        let known = ["abilities", "adopted", "index", "mount", "work"];
+        let known = ["abilities", "adopted", "index", "inodes", "mount", "work"];
         assert_eq!(sys::names(work).unwrap(), known);
         for entry in sys::names(work.join("index")).unwrap() {
             let ino = u64::from_str_radix(&entry, 16).unwrap();

@@ -73,6 +73,33 @@ fn files_of_the_same_number_are_not_one() {
     );
 }
 
+/// What a listing of a layer says of a mountpoint is the number of what lies under it.
+#[test]
+fn listings_have_the_numbers_of_what_is_mounted() {
+    let place = Scratch::new("nested-listed");
+    let Some(_mounts) = layer(&place) else {
+        return;
+    };
+    let lower = place.path().join("lower");
+    fs::write(lower.join("under"), "under").unwrap();
+    let bound = run(Command::new("mount")
+        .arg("--bind")
+        .args([lower.join("file"), lower.join("under")]));
+    assert!(bound.status.success(), "{}", text(&bound.stderr));
+    let _bound = Mounted(lower.join("under"));
+    let f = mounted(&place, &[]);
+    for dir in ["", "one", "two"] {
+        let entries = sys::readdir(f.at(dir)).unwrap();
+        assert!(entries.len() >= 4, "{dir}");
+        for entry in entries.iter().filter(|entry| entry.name != b"..") {
+            let path = f.at(dir).join(text(&entry.name));
+            assert_eq!(entry.ino, ino(&path), "{path:?}");
+        }
+    }
+    assert_eq!(read(f.at("under")), "outside");
+    assert_ne!(ino(f.at("under")), ino(f.at("file")));
+}
+
 /// The kernel is given files by a view of the layer in which no other mounts show.
 #[test]
 fn they_stay_when_the_kernel_is_given_files() {

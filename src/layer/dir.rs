@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 
 use super::asked::{Ask, Asked};
 use super::dialect;
+use super::numbers::ByInode;
 use super::overrides::{self, Overrides};
 use super::record::Learning;
 use super::root::{Epoch, Repositories, Root};
@@ -34,7 +35,7 @@ pub struct Layer {
     /// As given at mount; it names the layer in errors.
     pub path: PathBuf,
     /// Hash of the layer's identity: the seed of its inode numbers.
-    seed: u64,
+    pub(super) seed: u64,
     pub(crate) root: Root,
     /// A CVMFS client answers for attributes that nobody stored.
     pub cvmfs: bool,
@@ -57,6 +58,7 @@ pub struct Lowers {
     pub(super) learning: Option<Learning>,
     /// See [`local`](Self::local).
     local: OnceLock<HashSet<u64>>,
+    pub(super) by_inode: ByInode,
 }
 
 /// A directory of one layer.
@@ -105,6 +107,7 @@ impl Lowers {
     /// descriptors of directories stay open; `learning` is told of files that are opened.
     pub fn new(layers: Vec<Layer>, kept: NonZeroUsize, learning: Option<Learning>) -> Lowers {
         Lowers {
+            by_inode: ByInode::of(layers.len()),
             layers,
             learning,
             local: OnceLock::new(),
@@ -248,6 +251,11 @@ impl Lowers {
         self.layer(dir).is_some_and(|layer| layer.cvmfs)
     }
 
+    /// Whether the directory's layer keeps owners and modes beside its files.
+    pub fn has_overrides(&self, dir: &LowerDir) -> bool {
+        self.layer(dir).is_some_and(|l| l.overrides.get().is_some())
+    }
+
     /// The attributes of a name that is known to be there.
     pub fn stat(&self, dir: &LowerDir, name: &[u8]) -> Result<meta::Stat> {
         self.with(dir, name, Ask::Stat, "stat lower", |fd| {
@@ -334,18 +342,6 @@ impl LowerDir {
     /// The hash of a name in this directory.
     pub fn hash_of(&self, name: &[u8]) -> u64 {
         stable_hash(self.hash, name)
-    }
-
-    /// The hash of an inode of this layer that has several names. In a layer that holds other file systems than that of
-    /// its root there may be others of the same number.
-    pub fn hash_of_inode(&self, lowers: &Lowers, stat: &meta::Stat) -> u64 {
-        let layer = lowers.layer(self);
-        let seed = layer.map_or(0, |l| l.seed) ^ 0x6c69_6e6b;
-        let hash = stable_hash(seed, &stat.st_ino.to_le_bytes());
-        match layer.is_some_and(|l| l.root.device() != stat.st_dev) {
-            true => stable_hash(hash, &stat.st_dev.to_le_bytes()),
-            false => hash,
-        }
     }
 
     /// The names that lead to it from the root of its layer.

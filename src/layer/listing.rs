@@ -28,17 +28,20 @@ pub struct Listed<'a> {
     pub kind: u8,
     /// The object has no other name, as far as a listing tells that.
     pub alone: bool,
+    /// The number of its inode, where that is one of the layer's own file system. None: not known.
+    pub inode: Option<u64>,
     /// The directories that hold the name, topmost first: one, or for a directory all that merge.
     pub owners: &'a [Arc<LowerDir>],
 }
 
 /// What all the lowers say about the names in one directory, in the order of their bytes: so a name
-/// keeps its place when the listing is read again. 8 bytes are kept beside a name.
+/// keeps its place when the listing is read again. 8 bytes are kept beside a name, and its inode.
 #[derive(Debug, Default)]
 pub struct Listing {
     entries: Box<[Entry]>,
     /// All names, one after the other.
     names: Box<[u8]>,
+    inodes: Inodes,
     /// The sets of owners that occur.
     owners: Box<[Box<[Arc<LowerDir>]>]>,
 }
@@ -86,6 +89,37 @@ impl Entry {
     }
 }
 
+/// The numbers of the inodes of all entries; 0 is none.
+#[derive(Debug, Default)]
+enum Inodes {
+    #[default]
+    Unknown,
+    /// As most file systems have them.
+    Narrow(Box<[u32]>),
+    Wide(Box<[u64]>),
+}
+
+impl Inodes {
+    fn new(all: Vec<u64>) -> Inodes {
+        if all.iter().all(|inode| *inode == 0) {
+            return Inodes::Unknown;
+        }
+        match all.iter().map(|inode| u32::try_from(*inode)).collect() {
+            Ok(narrow) => Inodes::Narrow(narrow),
+            Err(_) => Inodes::Wide(all.into()),
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<u64> {
+        let inode = match self {
+            Inodes::Unknown => None,
+            Inodes::Narrow(all) => all.get(at).map(|inode| u64::from(*inode)),
+            Inodes::Wide(all) => all.get(at).copied(),
+        };
+        inode.filter(|inode| *inode != 0)
+    }
+}
+
 /// A name while the listing is read.
 struct Found {
     object: Object,
@@ -96,6 +130,7 @@ struct Found {
 struct Packed {
     entries: Vec<Entry>,
     names: Vec<u8>,
+    inodes: Vec<u64>,
 }
 
 impl Packed {
@@ -103,6 +138,7 @@ impl Packed {
     fn for_names<'a>(names: impl ExactSizeIterator<Item = &'a [u8]>) -> Packed {
         Packed {
             entries: Vec::with_capacity(names.len()),
+            inodes: Vec::with_capacity(names.len()),
             names: Vec::with_capacity(names.map(<[u8]>::len).sum()),
         }
     }
@@ -112,6 +148,7 @@ impl Packed {
         let entry = Entry::new(self.names.len(), owners, object.kind, object.alone);
         let too_many = || Error::new(libc::EOVERFLOW, "list a directory");
         self.entries.push(entry.ok_or_else(too_many)?);
+        self.inodes.push(object.inode);
         Ok(())
     }
 
@@ -119,6 +156,7 @@ impl Packed {
         Listing {
             entries: self.entries.into(),
             names: self.names.into(),
+            inodes: Inodes::new(self.inodes),
             owners: owners.into(),
         }
     }
@@ -224,6 +262,7 @@ impl Listing {
             name: self.names.get(begin..entry.end as usize)?,
             kind: entry.kind(),
             alone: entry.alone(),
+            inode: self.inodes.get(at),
             owners: owners.map_or(&[], |owners| owners),
         })
     }
@@ -332,6 +371,8 @@ struct Object {
     name: Box<[u8]>,
     kind: u8,
     alone: bool,
+    /// 0: not known.
+    inode: u64,
 }
 
 #[derive(Default)]
@@ -345,17 +386,16 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let layer = lowers.layer(dir);
     let cvmfs = layer.is_some_and(|l| l.cvmfs);
     let end = layer.map_or(End::Empty, |l| l.end);
-    let (raw, marks) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
+    let (raw, marks, at_home) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
         let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
         let mut raw: Vec<(Box<[u8]>, u8, u64)> = Vec::new();
         let each = |name: &[u8], kind, ino| raw.push((name.into(), kind, ino));
         dirent::read_dir_to(end, open.as_fd(), each)?;
-        let marks = if cvmfs {
-            Opaque::default()
-        } else {
-            opaque_xattrs(open.as_fd())?
-        };
-        Ok((raw, marks))
+        if cvmfs {
+            return Ok((raw, Opaque::default(), false));
+        }
+        let at_home = dir.is_root() || layer.is_some_and(|l| l.root.holds(open.as_fd()));
+        Ok((raw, opaque_xattrs(open.as_fd())?, at_home))
     })?;
     if let (Some(layer), Some(overrides), true) = (layer, marks.overrides, dir.is_root()) {
         layer.overrides.get_or_init(|| overrides);
@@ -390,7 +430,13 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
                 out.whiteouts.push(name);
             } else {
                 let alone = kind == libc::DT_DIR || names_of.get(&ino) == Some(&1);
-                out.objects.push(Object { name, kind, alone });
+                let inode = if at_home { ino } else { 0 };
+                out.objects.push(Object {
+                    name,
+                    kind,
+                    alone,
+                    inode,
+                });
             }
         }
     }

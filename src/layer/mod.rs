@@ -10,6 +10,7 @@ pub mod dir;
 pub mod listing;
 pub mod markers;
 pub mod name;
+mod numbers;
 pub mod overrides;
 pub mod quiet;
 pub mod record;

@@ -190,6 +190,13 @@ impl Root {
         self.current.read().device
     }
 
+    /// Whether an open directory is known to lie in the same file system.
+    pub(super) fn holds(&self, dir: BorrowedFd<'_>) -> bool {
+        let found = meta::statx_unasked(dir, c"", 0);
+        let device = found.map(|x| libc::makedev(x.stx_dev_major, x.stx_dev_minor));
+        device.is_ok_and(|device| device == self.device())
+    }
+
     /// A view of its mount, in which nothing can be written and no mounts below it show.
     pub(super) fn view(&self) -> io::Result<Arc<ReadOnlyView>> {
         let (epoch, root) = {

@@ -229,7 +229,15 @@ const LOCAL: [&[u8]; 12] = [
     b"ramfs",
 ];
 
+/// Those of them whose inodes have the same numbers as long as they live, and whose directories tell these.
+const LASTING: [&[u8]; 7] = [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"tmpfs"];
+
 impl MountedFs {
+    /// Whether an inode has one number for its life, which listings of directories tell too.
+    pub fn has_lasting_inodes(&self) -> bool {
+        LASTING.contains(&&*self.fstype)
+    }
+
     /// Whether it is known to lie on this machine, so that nothing else has to answer for it.
     pub fn is_local(&self) -> bool {
         LOCAL.contains(&&*self.fstype)
@@ -241,21 +249,52 @@ impl MountedFs {
     }
 }
 
+/// The table of mounts at a moment.
+#[derive(Debug)]
+pub struct Mounts {
+    table: Vec<u8>,
+    /// In their order.
+    mountpoints: Vec<PathBuf>,
+}
+
+impl Mounts {
+    /// Those of this process's namespace.
+    pub fn read() -> io::Result<Mounts> {
+        Ok(Mounts::of(fs::read(TABLE)?))
+    }
+
+    fn of(table: Vec<u8>) -> Mounts {
+        let mut mountpoints: Vec<PathBuf> = lines_of(&table)
+            .map(|line| unescape(line.mountpoint))
+            .collect();
+        mountpoints.sort_unstable();
+        Mounts { table, mountpoints }
+    }
+
+    /// The file system of a device, which is not asked for it. None if it is not mounted here.
+    pub fn on_device(&self, device: u64) -> Option<MountedFs> {
+        on_device(&self.table, (libc::major(device), libc::minor(device)))
+    }
+
+    /// Whether something is mounted below a directory.
+    pub fn any_below(&self, dir: &Path) -> bool {
+        let after = self.mountpoints.partition_point(|p| p.as_path() <= dir);
+        let next = self.mountpoints.get(after);
+        next.is_some_and(|next| next.starts_with(dir))
+    }
+}
+
 /// Those of the devices whose file systems are known to lie on this machine. They are not asked.
 pub fn local_among(devices: impl Iterator<Item = u64>) -> io::Result<HashSet<u64>> {
-    let table = fs::read(TABLE)?;
+    let mounts = Mounts::read()?;
     let known: HashSet<u64> = devices.collect();
-    let is_local = |device: &u64| {
-        let numbers = (libc::major(*device), libc::minor(*device));
-        on_device(&table, numbers).is_some_and(|fs| fs.is_local())
-    };
+    let is_local = |device: &u64| mounts.on_device(*device).is_some_and(|fs| fs.is_local());
     Ok(known.into_iter().filter(is_local).collect())
 }
 
 /// The file system of a device, which is not asked for it. None if it is not mounted here.
 pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
-    let device = (libc::major(device), libc::minor(device));
-    Ok(on_device(&fs::read(TABLE)?, device))
+    Ok(Mounts::read()?.on_device(device))
 }
 
 fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> {
@@ -407,6 +446,24 @@ mod tests {
             assert_eq!(uppers, [expected.map(PathBuf::from)], "{options}");
         }
         Ok(())
+    }
+
+    #[test]
+    fn mounts_below() {
+        let line = |at: &str| format!("22 1 8:1 / {at} rw - ext4 /dev/sda1 rw\n");
+        let table: String = ["/", "/l/a\\040b", "/l/a-c", "/l/d/e"].map(line).concat();
+        let mounts = Mounts::of(table.into_bytes());
+        for (dir, expected) in [
+            ("/", true),
+            ("/l", true),
+            ("/l/a", false),
+            ("/l/a b", false),
+            ("/l/d", true),
+            ("/l/d/e", false),
+            ("/m", false),
+        ] {
+            assert_eq!(mounts.any_below(Path::new(dir)), expected, "{dir}");
+        }
     }
 
     #[test]

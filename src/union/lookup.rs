@@ -10,7 +10,7 @@ use parking_lot::{MappedMutexGuard, MutexGuard};
 
 use super::Union;
 use super::api::{Attr, Ino, Kind, Owner, ROOT};
-use super::lowers::{Below, Clue, kind_of, known_by_listing, shown, stat_merged};
+use super::lowers::{Below, Clue, another_ino, kind_of, shown, stat_merged};
 use super::marks::Marks;
 use super::node::{Held, Index, Node, State};
 use super::place::{At, Tree};
@@ -126,6 +126,7 @@ impl Union {
             if let Some(node) = self.standing(parent, name, held.as_ref(), clue) {
                 return Ok(Some(self.table.used(node)));
             }
+            let mut alone_below = false;
             let (watch, node) = match held {
                 Some(Held {
                     object: Some(_),
@@ -147,12 +148,16 @@ impl Union {
                 Some(_) => return Ok(None),
                 None => {
                     drop(tree);
-                    let Some(below) = self.below_in(parent, name, clue)? else {
+                    let Some(mut below) = self.below_in(parent, name, clue)? else {
                         if self.held(&self.read_tree(), parent, name)? == held {
                             return Ok(None);
                         }
                         continue;
                     };
+                    alone_below = below.has_one_name();
+                    while alone_below && self.is_taken(below.ino, parent, name) {
+                        below.ino = another_ino(below.ino);
+                    }
                     // Before a look into the index of hard links.
                     let watch = self.table.watch(below.ino);
                     (watch, self.lower_node(below)?)
@@ -169,6 +174,9 @@ impl Union {
                 continue;
             };
             let node = self.table.used(node);
+            if alone_below && !node.is_at(parent, name, false) {
+                continue;
+            }
             if node.kind != kind || node.stands_elsewhere(parent, name) {
                 return Err(Error::new(libc::EIO, "two objects have one number"));
             }
@@ -183,7 +191,7 @@ impl Union {
     /// The number and the kind of what stands under a listed name of the lowers that the upper does not hold. No node is
     /// made of it.
     pub(super) fn glance(&self, parent: &Node, entry: &Listed<'_>) -> Result<(Ino, Kind)> {
-        if let Some(known) = known_by_listing(entry) {
+        if let Some(known) = self.known_by_listing(entry) {
             return Ok(known);
         }
         check_name(entry.name)?;
@@ -210,6 +218,13 @@ impl Union {
         };
         let node = self.table.find(ino)?;
         node.is_at(parent, name, held.is_some()).then_some(node)
+    }
+
+    /// Whether a number is that of an object elsewhere. A layer that was changed after all may have another file in an
+    /// inode whose number the upper keeps.
+    fn is_taken(&self, ino: Ino, parent: &Node, name: &[u8]) -> bool {
+        let node = self.table.find(ino);
+        node.is_some_and(|node| !node.is_at(parent, name, false))
     }
 
     /// The node of an upper object, if it is in memory. In an upper that was copied or made up, marks

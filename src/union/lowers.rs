@@ -11,7 +11,7 @@ use super::Union;
 use super::api::{Kind, Owner};
 use super::node::{LowerAt, Node};
 use crate::error::{Error, Result};
-use crate::hash::Numbers;
+use crate::hash::{Numbers, stable_hash};
 use crate::layer::{Listed, Listing, LowerDir, LowerFile, Lowers, Probe};
 use crate::sys::meta::Stat;
 
@@ -157,17 +157,9 @@ fn lower_ino(hash: u64) -> u64 {
     (hash & (LOWER_BIT - 1)) | LOWER_BIT
 }
 
-/// The number of the object behind an entry, if it has one name only.
-fn number_of(entry: &Listed) -> Option<u64> {
-    let top = entry.owners.first()?;
-    Some(lower_ino(top.hash_of(entry.name)))
-}
-
-/// The same and the kind, where the listing tells both for certain.
-pub fn known_by_listing(entry: &Listed<'_>) -> Option<(u64, Kind)> {
-    let known = entry.alone && entry.kind != libc::DT_UNKNOWN;
-    let kind = kind_of(u32::from(entry.kind) << 12);
-    number_of(entry).filter(|_| known).map(|ino| (ino, kind))
+/// A number for an object whose own has somebody else.
+pub fn another_ino(ino: u64) -> u64 {
+    lower_ino(stable_hash(ino, b""))
 }
 
 /// Whether a number can be one of [`lower_ino`]: no other is ever written in a mark.
@@ -250,10 +242,31 @@ impl Union {
         });
     }
 
-    /// The number of what the lowers hold under a name, if they hold it and it has one name only.
+    /// The number of the object behind an entry, if it goes by its path or the listing tells its inode.
+    fn number_of(&self, entry: &Listed<'_>) -> Option<u64> {
+        let top = entry.owners.first()?;
+        let hash = match entry.inode {
+            Some(inode) if entry.kind != libc::DT_DIR => self.lowers.hash_of_inode(top, inode),
+            _ => None,
+        };
+        Some(lower_ino(hash.unwrap_or_else(|| top.hash_of(entry.name))))
+    }
+
+    /// The same and the kind, where the listing tells both for certain.
+    pub(super) fn known_by_listing(&self, entry: &Listed<'_>) -> Option<(u64, Kind)> {
+        let top = entry.owners.first()?;
+        let by_inode = |inode| self.lowers.hash_of_inode(top, inode).is_some();
+        let has_its_number = entry.alone || entry.inode.is_some_and(by_inode);
+        let has_its_kind = entry.kind != libc::DT_UNKNOWN && !self.lowers.has_overrides(top);
+        let kind = kind_of(u32::from(entry.kind) << 12);
+        let known = has_its_number && has_its_kind;
+        self.number_of(entry).filter(|_| known).map(|ino| (ino, kind))
+    }
+
+    /// The number of what the lowers hold under a name, if that can be told without a look at it.
     pub(super) fn number_below(&self, parent: &Node, name: &[u8], clue: Clue<'_>) -> Option<u64> {
         match (clue, parent.dir.as_ref()?.lowers.as_slice()) {
-            (Clue::Listed(entry), _) => number_of(&entry?),
+            (Clue::Listed(entry), _) => self.number_of(&entry?),
             (Clue::Unlisted, [only]) => Some(lower_ino(only.hash_of(name))),
             (Clue::Unlisted, _) => None,
         }
@@ -293,10 +306,10 @@ impl Union {
     /// The object that one layer alone holds under a name.
     fn below_alone(&self, top: &Arc<LowerDir>, name: &[u8], stat: Stat) -> Below {
         let is_dir = kind_of(stat.st_mode) == Kind::Dir;
-        let hash = if !is_dir && stat.st_nlink > 1 {
-            top.hash_of_inode(&self.lowers, &stat)
-        } else {
+        let hash = if is_dir {
             top.hash_of(name)
+        } else {
+            self.lowers.hash_of_file(top, name, &stat)
         };
         let at = LowerAt {
             dir: top.clone(),
@@ -352,6 +365,13 @@ impl Union {
     /// The target of a symlink of a lower.
     pub(super) fn read_lower_link(&self, at: &LowerAt) -> Result<Vec<u8>> {
         self.lowers.read_link(&at.dir, &at.name)
+    }
+}
+
+impl Below {
+    /// Whether it is no directory, and its layer has no other name of it.
+    pub fn has_one_name(&self) -> bool {
+        self.dirs.is_empty() && self.at.stat.st_nlink <= 1
     }
 }
 

@@ -115,6 +115,13 @@ impl Union {
             .as_ref()
             .map(|spec| Upper::open(spec, config))
             .transpose()?;
+        let mut is_new = false;
+        if let Some(upper) = &upper {
+            is_new = upper.adopts_root()?;
+            if !upper.numbers_by_inode(is_new)? {
+                lowers.number_by_path();
+            }
+        }
         let root = lookup::root(&lowers, upper.as_ref(), config.owner)?;
         let union = Union {
             revisions: Arc::new(Revisions::of(&lowers)),
@@ -136,7 +143,7 @@ impl Union {
             collected: file::Collected::default(),
             habit: early::Habit::default(),
         };
-        union.adopt_root()?;
+        union.adopt_root(is_new)?;
         Ok(union)
     }
 
@@ -188,11 +195,11 @@ impl Union {
     }
 
     /// A new upper starts with the attributes of the root below it.
-    fn adopt_root(&self) -> Result<()> {
+    fn adopt_root(&self, is_new: bool) -> Result<()> {
         let (Some(upper), root) = (&self.upper, self.root()?) else {
             return Ok(());
         };
-        if upper.adopts_root()?
+        if is_new
             && let Some(lower) = root.lower_at()
         {
             self.copy_metadata(&lower, &root, &upper.root_place(), None, None)?;

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::Hasher as _;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -38,6 +39,8 @@ pub const VOLATILE: &[u8] = b"volatile";
 pub const ABILITIES: &[u8] = b"abilities";
 /// The file in the work directory that tells of an upper whose root was taken from below.
 const ADOPTED: &[u8] = b"adopted";
+/// The file in the work directory that tells of an upper over which files of layers may be numbered by their inodes.
+const INODES: &[u8] = b"inodes";
 
 /// In the numbers of what has another device than the upper itself. No file system counts so far.
 const FOREIGN_BIT: u64 = 1 << 61;
@@ -223,10 +226,15 @@ impl Upper {
 
     /// The root has its attributes; from now on they are the users'.
     pub fn note_adoption(&self) -> Result<()> {
-        let flags = libc::O_CREAT | libc::O_WRONLY;
-        file::openat(self.base.as_fd(), ADOPTED, flags, 0o600)
-            .op("note the adopted root")
-            .map(drop)
+        note(&self.base, ADOPTED).op("note the adopted root")
+    }
+
+    /// Whether files of layers may be numbered by their inodes. `new`: nothing keeps numbers yet.
+    pub fn numbers_by_inode(&self, new: bool) -> Result<bool> {
+        if new {
+            note(&self.base, INODES).op("note the kind of numbers")?;
+        }
+        Ok(new || holds(&self.base, INODES)?)
     }
 
     pub fn root_place(&self) -> At {
@@ -482,6 +490,12 @@ fn abilities(base: &OwnedFd, work: &OwnedFd) -> Result<Probe> {
     file::pwrite(note.as_fd(), text.as_bytes(), 0).op("note abilities")?;
     file::ftruncate(note.as_fd(), text.len() as u64).op("note abilities")?;
     Ok(probe)
+}
+
+/// Makes a note that says all by its name.
+fn note(base: &OwnedFd, name: &[u8]) -> io::Result<()> {
+    let flags = libc::O_CREAT | libc::O_WRONLY;
+    file::openat(base.as_fd(), name, flags, 0o600).map(drop)
 }
 
 /// Whether the note is there. An error says neither.

@@ -15,6 +15,7 @@ mod link;
 mod lookup;
 mod marks;
 mod memory;
+mod numbers;
 mod races;
 mod readdir;
 mod remove;

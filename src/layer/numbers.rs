@@ -1,0 +1,106 @@
+//! By what the objects of a layer have their numbers.
+//!
+//! A number is made of the path in the layer, which says the same in each copy of it. A file with several names has to go
+//! by its inode, and how many names it has no listing tells. So where inode numbers last as long as the layer does,
+//! all files go by theirs: then the listing alone tells each number, and no file is looked at for it.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::OnceLock;
+
+use super::dir::{Layer, LayerIndex, LowerDir, Lowers};
+use crate::hash::stable_hash;
+use crate::sys::meta::{self, Stat};
+use crate::sys::mounts::{MountedFs, Mounts};
+
+/// Mixed into the hashes of inodes.
+const INODE: u64 = 0x6c69_6e6b;
+
+/// Which layers' files go by their inodes, as far as somebody has asked.
+#[derive(Debug, Default)]
+pub(super) struct ByInode {
+    /// None: no layer's.
+    mounts: OnceLock<Option<Mounts>>,
+    /// The seeds of the hashes of inodes, by the layers' positions.
+    seeds: Box<[OnceLock<Option<u64>>]>,
+}
+
+impl ByInode {
+    pub fn of(layers: usize) -> ByInode {
+        ByInode {
+            mounts: OnceLock::new(),
+            seeds: (0..layers).map(|_| OnceLock::new()).collect(),
+        }
+    }
+
+    fn seed(&self, at: LayerIndex, layer: &Layer) -> Option<u64> {
+        let mounts = self.mounts.get_or_init(|| Mounts::read().ok()).as_ref()?;
+        let seed = self.seeds.get(at as usize)?;
+        *seed.get_or_init(|| seed_of(layer, mounts).ok().flatten())
+    }
+}
+
+/// None for a layer whose files do not go by their inodes. A copy of a layer has another seed: an upper that was begun over
+/// the one may be mounted over the other, and keeps numbers.
+fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<u64>> {
+    let lasts = |fs: MountedFs| fs.has_lasting_inodes();
+    if layer.cvmfs || !mounts.on_device(layer.root.device()).is_some_and(lasts) {
+        return Ok(None);
+    }
+    let (_, root) = layer.root.current();
+    // A listing says of a mountpoint what lies under it.
+    let path = fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd()))?;
+    if mounts.any_below(&path) {
+        return Ok(None);
+    }
+    let found = meta::statx_unasked(root.as_fd(), c"", libc::STATX_INO | libc::STATX_BTIME)?;
+    if found.stx_mask & libc::STATX_BTIME == 0 {
+        return Ok(None);
+    }
+    let parts = [
+        found.stx_ino,
+        found.stx_btime.tv_sec.cast_unsigned(),
+        found.stx_btime.tv_nsec.into(),
+    ];
+    let seed = parts.iter().fold(layer.seed ^ INODE, |seed, part| {
+        stable_hash(seed, &part.to_le_bytes())
+    });
+    Ok(Some(seed))
+}
+
+impl Lowers {
+    /// Numbers all objects by their paths, for an upper that was begun when that was the only way. To be called before
+    /// any number is asked for.
+    pub fn number_by_path(&self) {
+        self.by_inode.mounts.get_or_init(|| None);
+    }
+
+    /// The hash of an inode that a listing tells of, and that is no directory. None if it does not go by that.
+    pub fn hash_of_inode(&self, dir: &LowerDir, inode: u64) -> Option<u64> {
+        let seed = self.by_inode.seed(dir.layer, self.layer(dir)?)?;
+        Some(stable_hash(seed, &inode.to_le_bytes()))
+    }
+
+    /// The hash of an object of a layer that is no directory.
+    pub fn hash_of_file(&self, dir: &LowerDir, name: &[u8], stat: &Stat) -> u64 {
+        let layer = self.layer(dir);
+        let at_home = layer.is_some_and(|l| l.root.device() == stat.st_dev);
+        let by_inode = at_home.then(|| self.hash_of_inode(dir, stat.st_ino));
+        if let Some(hash) = by_inode.flatten() {
+            return hash;
+        }
+        if stat.st_nlink <= 1 {
+            return dir.hash_of(name);
+        }
+        let hash = stable_hash(
+            layer.map_or(0, |l| l.seed) ^ INODE,
+            &stat.st_ino.to_le_bytes(),
+        );
+        match at_home {
+            true => hash,
+            // A layer that holds other file systems may have several inodes of the same number.
+            false => stable_hash(hash, &stat.st_dev.to_le_bytes()),
+        }
+    }
+}
