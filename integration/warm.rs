@@ -124,6 +124,27 @@ fn a_long_listing_that_is_kept_costs_no_lookup_for_each_name() {
     assert_eq!(asked(&seen, "lookup"), 0, "{seen:?}");
 }
 
+/// Listings of names bring the directories with their attributes: who goes down a tree looks up nothing.
+#[test]
+fn a_fresh_tree_is_gone_through_without_lookups() {
+    const DIRS: u64 = 20;
+    let Some(f) = union_with("gone-through", 2, &[], |lower| {
+        for i in 0..DIRS {
+            file(lower[0].join(format!("t/d{i}/sub/f")), "");
+            file(lower[1].join(format!("t/d{i}/g")), "");
+        }
+    }) else {
+        return;
+    };
+    let (seen, ()) = Stats::of(&f.mnt).during(|| command("find", &[], &f.at("t")));
+    let asked = |kind: &str| seen.get(kind).copied().unwrap_or(0);
+    assert_eq!(asked("lookup"), 1, "{seen:?}");
+    // The top, its directories and what is in each: the beginning, the other names, the end.
+    let directories = 1 + 2 * DIRS;
+    let listings = asked("readdir") + asked("readdirplus");
+    assert!(listings <= 3 * directories, "{seen:?}");
+}
+
 #[test]
 fn what_is_kept_stays_right() {
     let Some(f) = tree("right") else { return };

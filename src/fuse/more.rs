@@ -61,9 +61,9 @@ pub fn readdir(union: &Union, ino: Ino, cookie: u64, mut reply: ReplyDirectory) 
 /// Answers with names and attributes.
 ///
 /// With `names_first`, the kernel asks so for the beginning of a listing, and then only if it has seen
-/// lookups in the directory (`READDIRPLUS_AUTO`). If it is to have names alone, it is given `.` and `..`,
-/// and asks for the rest by READDIR. An answer cannot leave out the attributes of an entry: fuser knows
-/// no way to say that. `timeout`: how long that of an entry may be kept.
+/// lookups in the directory (`READDIRPLUS_AUTO`). If it is to have names alone, it is given the beginning
+/// ([`Union::begin_names`]), and asks for the rest by READDIR. An answer cannot leave out the attributes of an entry: fuser
+/// knows no way to say that. `timeout`: how long that of an entry may be kept.
 pub fn readdirplus(
     union: &Union,
     ino: Ino,
@@ -86,12 +86,12 @@ pub fn readdirplus(
         fitted |= !full;
         !full
     };
-    let dots = match names_first && cookie == 0 {
+    let names = match names_first && cookie == 0 {
         true => union.gives_attributes(ino).map(|gives| !gives),
         false => Ok(false),
     };
-    let result = dots.and_then(|dots| match dots {
-        true => union.dots(ino, &mut each),
+    let result = names.and_then(|names| match names {
+        true => union.begin_names(ino, &mut each),
         false => union.readdirplus(ino, cookie, &mut each),
     });
     match result.map_err(|e| convert::errno("readdirplus", ino, &e)) {

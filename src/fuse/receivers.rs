@@ -38,8 +38,11 @@ mod linger;
 const TICK: Duration = Duration::from_millis(4);
 /// The end is looked for once in so many ticks, and the watch rests after as many without anything to do.
 const TICKS: u32 = 12;
-/// How long those who were called stay. So what is held up again and again delays others once in this time.
-const STAY: Duration = Duration::from_secs(1);
+/// How long those who were called stay, in milliseconds: at first, and at most. Twice as long each time that they are
+/// called soon again, so that what is held up again and again delays others once in the longest.
+const STAY: (u64, u64) = (16, 1000);
+/// Soon is within so many times what they stayed.
+const SOON: u64 = 4;
 /// How many requests are looked at together, and in how many of them a receiver waits at least if the
 /// requests do not pile up.
 const ROUND: u32 = 64;
@@ -92,8 +95,9 @@ pub struct Receivers {
     seats: AtomicU64,
     /// One that receives is enough.
     alone: AtomicBool,
-    /// When they were called last, in milliseconds after the start.
+    /// When they were called last, in milliseconds after the start, and how long they stay.
     called: AtomicU64,
+    stay: AtomicU64,
     start: Instant,
     door: Mutex<Door>,
     call: Condvar,
@@ -168,6 +172,7 @@ impl Receivers {
             seats: AtomicU64::new(0),
             alone: AtomicBool::new(true),
             called: AtomicU64::new(0),
+            stay: AtomicU64::new(0),
             start: Instant::now(),
             door: Mutex::default(),
             call: Condvar::new(),
@@ -263,7 +268,10 @@ impl Receivers {
     /// Calls those who are away. They stay until the watch finds that one is enough.
     fn call(&self) {
         self.alone.store(false, Ordering::SeqCst);
-        self.called.store(self.now(), Ordering::SeqCst);
+        let now = self.now();
+        let since = now.saturating_sub(self.called.swap(now, Ordering::SeqCst));
+        let stay = next_stay(self.stay.load(Ordering::SeqCst), since);
+        self.stay.store(stay, Ordering::SeqCst);
         self.open(&mut self.door.lock());
     }
 
@@ -339,8 +347,10 @@ impl Receivers {
     /// Those who were called are no longer wanted, after a while. Each goes away when it has carried out a
     /// request.
     fn send_away(&self) {
-        let stay = u64::try_from(STAY.as_millis()).unwrap_or(u64::MAX);
-        let called = self.called.load(Ordering::SeqCst);
+        let (called, stay) = (
+            self.called.load(Ordering::SeqCst),
+            self.stay.load(Ordering::SeqCst),
+        );
         if !self.alone.load(Ordering::SeqCst) && self.now().saturating_sub(called) >= stay {
             self.alone.store(true, Ordering::SeqCst);
         }
@@ -362,6 +372,15 @@ impl Receivers {
                 Ok(())
             }
         }
+    }
+}
+
+/// How long those stay who are called, `since` so many milliseconds after the last time, when they stayed for `last`.
+fn next_stay(last: u64, since: u64) -> u64 {
+    let (least, most) = STAY;
+    match since <= last * SOON {
+        true => (last * 2).clamp(least, most),
+        false => least,
     }
 }
 

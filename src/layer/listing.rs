@@ -34,11 +34,13 @@ pub struct Listed<'a> {
     pub owners: &'a [Arc<LowerDir>],
 }
 
-/// What all the lowers say about the names in one directory, in the order of their bytes: so a name
-/// keeps its place when the listing is read again. 8 bytes are kept beside a name, and its inode.
+/// What all the lowers say about the names in one directory: the directories and then the others, each in the order of
+/// their bytes. So a name keeps its place when the listing is read again. 8 bytes are kept beside a name, and its inode.
 #[derive(Debug, Default)]
 pub struct Listing {
     entries: Box<[Entry]>,
+    /// So many of them are directories.
+    dirs: usize,
     /// All names, one after the other.
     names: Box<[u8]>,
     inodes: Inodes,
@@ -133,6 +135,11 @@ struct Packed {
     inodes: Vec<u64>,
 }
 
+/// Where an object has its place in a listing.
+fn place(object: &Object) -> (bool, &[u8]) {
+    (object.kind != libc::DT_DIR, &object.name)
+}
+
 impl Packed {
     /// With room for these.
     fn for_names<'a>(names: impl ExactSizeIterator<Item = &'a [u8]>) -> Packed {
@@ -154,6 +161,9 @@ impl Packed {
 
     fn listing(self, owners: Vec<Box<[Arc<LowerDir>]>>) -> Listing {
         Listing {
+            dirs: self
+                .entries
+                .partition_point(|entry| entry.kind() == libc::DT_DIR),
             entries: self.entries.into(),
             names: self.names.into(),
             inodes: Inodes::new(self.inodes),
@@ -227,7 +237,7 @@ impl Listing {
 
     /// What one layer holds, which nothing hides.
     fn of_one(dir: &Arc<LowerDir>, mut objects: Vec<Object>) -> Result<Listing> {
-        objects.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        objects.sort_unstable_by(|a, b| place(a).cmp(&place(b)));
         objects.dedup_by(|a, b| a.name == b.name);
         let mut packed = Packed::for_names(objects.iter().map(|object| &*object.name));
         for object in &objects {
@@ -237,7 +247,7 @@ impl Listing {
     }
 
     fn pack(mut found: Vec<Found>) -> Result<Listing> {
-        found.sort_unstable_by(|a, b| a.object.name.cmp(&b.object.name));
+        found.sort_unstable_by(|a, b| place(&a.object).cmp(&place(&b.object)));
         let mut packed = Packed::for_names(found.iter().map(|f| &*f.object.name));
         let mut sets: HashMap<Vec<LayerIndex>, usize> = HashMap::new();
         let mut owners = Vec::new();
@@ -269,7 +279,12 @@ impl Listing {
 
     /// None for a name that no layer shows: absent, deleted or hidden.
     pub fn get(&self, name: &[u8]) -> Option<Listed<'_>> {
-        let (mut low, mut high) = (0, self.len());
+        let found = self.find(name, self.dirs, self.len());
+        found.or_else(|| self.find(name, 0, self.dirs))
+    }
+
+    /// Looks between two positions where names are in their order.
+    fn find(&self, name: &[u8], mut low: usize, mut high: usize) -> Option<Listed<'_>> {
         while low < high {
             let middle = low + (high - low) / 2;
             let listed = self.at(middle)?;
@@ -290,6 +305,11 @@ impl Listing {
     /// The number of names, and the position after the last.
     pub fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// The directories among them, which come first.
+    pub fn dirs(&self) -> impl Iterator<Item = Listed<'_>> {
+        self.from(0).take(self.dirs)
     }
 
     /// Whether the layers show nothing here; whiteouts do not count.

@@ -230,7 +230,9 @@ const LOCAL: [&[u8]; 12] = [
 ];
 
 /// Those of them whose inodes have the same numbers as long as they live, and whose directories tell these.
-const LASTING: [&[u8]; 7] = [b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"tmpfs"];
+const LASTING: [&[u8]; 7] = [
+    b"ext2", b"ext3", b"ext4", b"xfs", b"btrfs", b"f2fs", b"tmpfs",
+];
 
 impl MountedFs {
     /// Whether an inode has one number for its life, which listings of directories tell too.

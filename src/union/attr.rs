@@ -160,8 +160,8 @@ impl Union {
             .after(0)
             .filter(|(_, _, h)| h.object.is_some_and(is_dir))
             .count();
-        let shown = |e: &Listed<'_>| is_dir(e.kind) && index.get(e.name).is_none();
-        let below = listing.from(0).filter(shown).count();
+        let shown = |e: &Listed<'_>| index.get(e.name).is_none();
+        let below = listing.dirs().filter(shown).count();
         Ok(i64::try_from(above + below).unwrap_or(i64::MAX))
     }
 

@@ -260,7 +260,9 @@ impl Union {
         let has_its_kind = entry.kind != libc::DT_UNKNOWN && !self.lowers.has_overrides(top);
         let kind = kind_of(u32::from(entry.kind) << 12);
         let known = has_its_number && has_its_kind;
-        self.number_of(entry).filter(|_| known).map(|ino| (ino, kind))
+        self.number_of(entry)
+            .filter(|_| known)
+            .map(|ino| (ino, kind))
     }
 
     /// The number of what the lowers hold under a name, if that can be told without a look at it.

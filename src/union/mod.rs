@@ -199,9 +199,7 @@ impl Union {
         let (Some(upper), root) = (&self.upper, self.root()?) else {
             return Ok(());
         };
-        if is_new
-            && let Some(lower) = root.lower_at()
-        {
+        if is_new && let Some(lower) = root.lower_at() {
             self.copy_metadata(&lower, &root, &upper.root_place(), None, None)?;
             upper.note_adoption()?;
         }

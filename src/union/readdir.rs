@@ -20,12 +20,26 @@ const UPPER: u64 = 1 << 40;
 /// So many names are taken from the index at once.
 const BATCH: usize = 64;
 
+/// What a listing is to tell.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Names, numbers and kinds.
+    Names,
+    /// All nodes.
+    Nodes,
+    /// The nodes of the lowers' directories, and nothing else.
+    Directories,
+}
+
 /// An entry, as far as it had to be looked at.
 enum Found<'a> {
     Node(&'a Arc<Node>),
     /// In the lowers; only its number and kind were wanted.
     Listed(Ino, Kind),
 }
+
+/// Takes an entry and its attributes; says whether there is room for more.
+type EachWhole<'a> = &'a mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool;
 
 /// Takes an entry, its name and the cookie after it; says whether to go on.
 type Each<'a> = &'a mut dyn FnMut(Found<'_>, &[u8], u64) -> Result<bool>;
@@ -45,7 +59,7 @@ impl Union {
             dir.wanted.store(0, Ordering::Relaxed);
         }
         let mut alone = 0;
-        let done = self.list(&node, cookie, false, &mut |found, name, cookie| {
+        let done = self.list(&node, cookie, Wanted::Names, &mut |found, name, cookie| {
             let (ino, kind, in_lower) = match found {
                 Found::Node(node) => (node.ino, node.kind, !node.state.read().upper),
                 Found::Listed(ino, kind) => (ino, kind, true),
@@ -71,31 +85,64 @@ impl Union {
     }
 
     /// Like `readdir`, with attributes. What `each` takes is counted as looked up, but for the dots.
-    pub fn readdirplus(
-        &self,
-        ino: Ino,
-        cookie: u64,
-        each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool,
-    ) -> Result<()> {
+    pub fn readdirplus(&self, ino: Ino, cookie: u64, each: EachWhole<'_>) -> Result<()> {
         let node = self.table.get(ino)?;
-        self.list(&node, cookie, true, &mut |found, name, cookie| {
-            let Found::Node(node) = found else {
-                return Err(Error::new(libc::EIO, "entry without attributes"));
-            };
-            let (attr, whole) = self.attr_at_hand(node)?;
-            let entry = DirEntry {
-                ino: node.ino,
-                kind: node.kind,
-                name,
-                cookie,
-                partial: !whole,
-            };
-            let taken = each(&entry, &attr);
-            if taken && cookie > DOTDOT {
-                self.table.count(node);
+        self.list_whole(&node, cookie, Wanted::Nodes, each)
+    }
+
+    /// The beginning of a listing of names, as far as attributes go with it. `each`: as in `readdirplus`.
+    ///
+    /// That is `.`, `..` and the directories, which come first: who goes down a tree looks into each of them, and would
+    /// ask for each by a lookup. On CVMFS that would cost the layer a request each, also for those who do not.
+    pub fn begin_names(&self, ino: Ino, each: EachWhole<'_>) -> Result<()> {
+        let node = self.table.get(ino)?;
+        match self.lowers.are_local() {
+            true => self.list_whole(&node, 0, Wanted::Directories, each),
+            false => {
+                let dots = self.list_dots(&node, 0, &mut |found, name, cookie| {
+                    self.give_whole(found, name, cookie, each)
+                });
+                dots.map(drop)
             }
-            Ok(taken)
+        }
+    }
+
+    fn list_whole(
+        &self,
+        node: &Arc<Node>,
+        cookie: u64,
+        wanted: Wanted,
+        each: EachWhole<'_>,
+    ) -> Result<()> {
+        self.list(node, cookie, wanted, &mut |found, name, cookie| {
+            self.give_whole(found, name, cookie, each)
         })
+    }
+
+    /// Passes an entry on with its attributes, and counts the lookup.
+    fn give_whole(
+        &self,
+        found: Found<'_>,
+        name: &[u8],
+        cookie: u64,
+        each: EachWhole<'_>,
+    ) -> Result<bool> {
+        let Found::Node(node) = found else {
+            return Err(Error::new(libc::EIO, "entry without attributes"));
+        };
+        let (attr, whole) = self.attr_at_hand(node)?;
+        let entry = DirEntry {
+            ino: node.ino,
+            kind: node.kind,
+            name,
+            cookie,
+            partial: !whole,
+        };
+        let taken = each(&entry, &attr);
+        if taken && cookie > DOTDOT {
+            self.table.count(node);
+        }
+        Ok(taken)
     }
 
     /// Whether attributes are given to those who want them, and names alone to others.
@@ -112,27 +159,6 @@ impl Union {
         let node = self.table.get(ino)?;
         let of_upper = node.as_dir()?.lowers.is_empty();
         Ok(of_upper || self.wishes.attributes())
-    }
-
-    /// Only `.` and `..`, as the beginning of a listing.
-    pub fn dots(&self, ino: Ino, each: &mut dyn FnMut(&DirEntry<'_>, &Attr) -> bool) -> Result<()> {
-        let node = self.table.get(ino)?;
-        self.list_dots(&node, 0, &mut |found, name, cookie| {
-            let Found::Node(node) = found else {
-                return Ok(false);
-            };
-            let (ino, kind) = (node.ino, node.kind);
-            let (attr, whole) = self.attr_at_hand(node)?;
-            let entry = DirEntry {
-                ino,
-                kind,
-                name,
-                cookie,
-                partial: !whole,
-            };
-            Ok(each(&entry, &attr))
-        })
-        .map(drop)
     }
 
     /// Somebody wants to know more of a name.
@@ -176,8 +202,7 @@ impl Union {
         Ok(Some(cookie.max(DOTDOT)))
     }
 
-    /// `nodes`: all entries are wanted as nodes.
-    fn list(&self, node: &Arc<Node>, cookie: u64, nodes: bool, each: Each<'_>) -> Result<()> {
+    fn list(&self, node: &Arc<Node>, cookie: u64, wanted: Wanted, each: Each<'_>) -> Result<()> {
         node.as_dir()?;
         let Some(mut cookie) = self.list_dots(node, cookie, each)? else {
             return Ok(());
@@ -190,13 +215,16 @@ impl Union {
         if cookie < UPPER {
             let at = usize::try_from(cookie - DOTDOT).unwrap_or(usize::MAX);
             for (i, entry) in listing.from(at).enumerate() {
+                if wanted == Wanted::Directories && entry.kind != libc::DT_DIR {
+                    return Ok(());
+                }
                 let held = {
                     let tree = self.read_tree();
                     self.index(&tree, node)?.get(entry.name)
                 };
                 let shown = held.is_none_or(|h| h.object.is_some());
                 let cookie = cookie + i as u64 + 1;
-                let more = if held.is_none() && !nodes {
+                let more = if held.is_none() && wanted == Wanted::Names {
                     let (ino, kind) = self.glance(node, &entry)?;
                     each(Found::Listed(ino, kind), entry.name, cookie)?
                 } else {
@@ -207,6 +235,9 @@ impl Union {
                 }
             }
             cookie = UPPER;
+        }
+        if wanted == Wanted::Directories {
+            return Ok(());
         }
         loop {
             let names: Vec<(u64, Box<[u8]>, bool)> = {

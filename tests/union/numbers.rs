@@ -65,7 +65,14 @@ fn a_listing_tells_the_numbers_and_asks_for_no_file() {
 fn an_upper_keeps_the_kind_of_numbers_that_it_was_begun_with() {
     let stack = Stack::new(2);
     sample(&stack);
-    let paths = ["d/top", "d/alone", "d/one", "d/two", "elsewhere", "d/sub/deep"];
+    let paths = [
+        "d/top",
+        "d/alone",
+        "d/one",
+        "d/two",
+        "elsewhere",
+        "d/sub/deep",
+    ];
     let merged = stack.mount();
     let by_inode = numbers(&merged, paths);
     drop(merged);

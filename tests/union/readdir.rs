@@ -357,3 +357,73 @@ fn attributes_are_wanted_of_what_was_listed_alone() {
         assert_eq!(gives, wanted, "{path}");
     }
 }
+
+/// The names that a listing begins with, attributes and all, and the last cookie.
+fn beginning(merged: &Merged, dir: Ino, room: usize) -> (Vec<String>, u64) {
+    let (mut names, mut found, mut last) = (Vec::new(), Vec::new(), 0);
+    let begun = merged.union.begin_names(dir, &mut |entry, attr| {
+        if names.len() == room {
+            return false;
+        }
+        assert_eq!((entry.kind, attr.kind), (Kind::Dir, Kind::Dir));
+        names.push(String::from_utf8(entry.name.to_vec()).unwrap());
+        if entry.cookie > 2 {
+            found.push(*attr);
+        }
+        last = entry.cookie;
+        true
+    });
+    begun.unwrap();
+    for attr in found {
+        merged.counted(attr);
+    }
+    (names, last)
+}
+
+/// Who goes down a tree has the directories with the beginning of a listing, and the other names by what follows.
+#[test]
+fn a_listing_of_names_begins_with_the_directories() {
+    for cvmfs in [false, true] {
+        let stack = Stack::new(2);
+        for name in ["a", "d2", "z"] {
+            stack.lower(1).with_file(&format!("dir/{name}"), "");
+        }
+        stack.lower(1).with_dir("dir/m", 0o755);
+        stack
+            .lower(0)
+            .with_dir("dir/b", 0o755)
+            .with_dir("dir/x", 0o755);
+        // A directory that the upper hides by a file, one that it removes, and one of its own.
+        for name in ["c", "e"] {
+            stack.lower(0).with_dir(&format!("dir/{name}"), 0o755);
+        }
+        if cvmfs {
+            for lower in stack.lowers() {
+                lower.with_xattr("", "user.fqrn", "images.example.org");
+            }
+        }
+        let merged = stack.mount();
+        merged.rmdir("dir/e").unwrap();
+        merged.mkdir("dir/own", 0o755).unwrap();
+        let ino = dir(&merged, "dir");
+        let expected: &[&str] = match cvmfs {
+            true => &[".", ".."],
+            false => &[".", "..", "b", "c", "m", "x"],
+        };
+        for room in 1..=expected.len() {
+            let (mut names, last) = beginning(&merged, ino, room);
+            assert_eq!(names, expected[..room]);
+            names.extend(some(&merged, ino, last, 100).0);
+            assert_eq!(
+                names,
+                [".", "..", "b", "c", "m", "x", "a", "d2", "z", "own"],
+                "{cvmfs}, {room}"
+            );
+        }
+        merged.rmdir("dir/c").unwrap();
+        merged.write("dir/c", b"").unwrap();
+        let (names, last) = some(&merged, ino, 0, 100);
+        assert_eq!(names.len(), 10);
+        assert_eq!(some(&merged, ino, last, 100).0.len(), 0);
+    }
+}

@@ -220,6 +220,20 @@ fn work_without_a_pause(receivers: &Arc<Receivers>) {
 }
 
 #[test]
+fn who_is_called_again_and_again_stays_longer() {
+    let mut stay = next_stay(0, 12_345);
+    assert_eq!(stay, 16);
+    let stays: Vec<u64> = (0..8)
+        .map(|_| {
+            stay = next_stay(stay, stay + 10);
+            stay
+        })
+        .collect();
+    assert_eq!(stays, [32, 64, 128, 256, 512, 1000, 1000, 1000]);
+    assert_eq!(next_stay(1000, 4001), 16);
+}
+
+#[test]
 fn requests_that_pile_up_have_all_called() -> io::Result<()> {
     let (receivers, _mount) = some(2)?;
     drop(receivers.enter());
