@@ -131,3 +131,38 @@ fn a_fresh_name_of_a_listed_directory_costs_one_call_to_a_layer() {
     let (one, all) = (of_names(1), of_names(NAMES));
     assert_eq!(all.len() - one.len(), 2 * (NAMES - 1), "{one:#?}\n{all:#?}");
 }
+
+/// Where several threads use the table of descriptors, the kernel waits for milliseconds to make a larger one: so it is
+/// large from the beginning.
+#[test]
+fn the_table_of_descriptors_does_not_grow() {
+    const DIRS: usize = 600;
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let mut f = Fixture::new("descriptors");
+    let lower = f.lower();
+    for i in 0..DIRS {
+        let dir = lower.join(format!("d{i}"));
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("f"), "").unwrap();
+    }
+    let daemon = Daemon::mount(&f);
+    let status = |field: &str| -> usize {
+        let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+        let value = status.lines().find_map(|line| line.strip_prefix(field));
+        value.unwrap().trim().parse().unwrap()
+    };
+    let open = || {
+        fs::read_dir(format!("/proc/{}/fd", daemon.pid()))
+            .unwrap()
+            .count()
+    };
+    let (size, before) = (status("FDSize:"), open());
+    for i in 0..DIRS {
+        assert!(f.at(format!("d{i}/f")).is_file());
+    }
+    assert!(open() - before > 512, "or this shows nothing");
+    assert_eq!(status("FDSize:"), size);
+    daemon.end();
+}

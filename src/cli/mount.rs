@@ -353,6 +353,10 @@ impl Job {
         nix::unistd::chdir("/").or_fail(Code::Failure, "/")?;
 
         let open_files = raise_open_files();
+        let limits = Limits::of(open_files);
+        let kept = 2 * limits.directories.get() as u64;
+        let room = process::make_room_for_files(kept.min(open_files));
+        best_effort("make room for open files", room);
         let prefetch = self.prefetch.take().map(|plan| plan.begin(open_files));
         let prefetch = Arc::new(prefetch);
         let learning = (*prefetch).as_ref().map(Session::learning);
@@ -360,7 +364,7 @@ impl Job {
         if self.chosen.from_kernel {
             kernel::take_over(&upper, &self.about(&upper))?;
         }
-        let union = match self.open_union(&upper, Limits::of(open_files), learning) {
+        let union = match self.open_union(&upper, limits, learning) {
             Ok(union) => Arc::new(union),
             Err(failure) => {
                 if failure.code == Code::Layer as u8 {

@@ -7,7 +7,9 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, PipeReader, PipeWriter, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -165,6 +167,17 @@ pub fn raise_open_files() -> io::Result<u64> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     Ok(most)
+}
+
+/// Makes room in the kernel's table for so many open files. Where several threads use the table the kernel waits for milliseconds each time
+/// that it makes a larger one (fs/file.c: `expand_fdtable`); so this is to be called while there is one.
+pub fn make_room_for_files(open_files: u64) -> io::Result<()> {
+    let (some, _) = io::pipe()?;
+    let highest = i32::try_from(open_files.saturating_sub(1)).unwrap_or(i32::MAX);
+    let fd = fcntl(&some, FcntlArg::F_DUPFD_CLOEXEC(highest))?;
+    // SAFETY: the call returned a new descriptor that nobody else owns.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok(())
 }
 
 /// How often the calling thread has given up the processor because it had to wait.
