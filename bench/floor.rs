@@ -1,7 +1,8 @@
 //! The floor: a FUSE daemon that knows everything before the first request and answers from memory. It asks no layer, keeps
-//! no order and hands nothing over, with the same crate, threads and flags as ours: what it costs is what the
+//! no order and hands nothing over, with the same crate, threads, receivers and flags as ours: what it costs is what the
 //! kernel and the crate take, and no daemon upon them can be faster. What is changed it changes in a directory, by one
-//! system call for each request, as any daemon must whose changes are to last.
+//! system call for each request, as any daemon must whose changes are to last. Whether attributes are wanted with listings
+//! it is told.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -12,16 +13,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, SystemTime};
 
 use cvmfs_union::fuse::convert::{FOREVER, absent};
+use cvmfs_union::fuse::receivers::Receivers;
 use cvmfs_union::fuse::{Options, negotiate};
 use cvmfs_union::sys::mount::{MountFlags, mount_direct};
 use fuser::{
     BsdFileFlags, Config, Errno, FileAttr, FileHandle as Fh, Filesystem, FopenFlags, Generation,
-    INodeNo as Node, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
-    Request, Session, SessionACL, TimeOrNow, WriteFlags,
+    INodeNo as Node, InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
+    ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow, WriteFlags,
 };
 use nix::unistd::UnlinkatFlags;
 use parking_lot::RwLock;
@@ -35,23 +38,35 @@ mod changes;
 const GENERATION: Generation = Generation(0);
 const ROOT: usize = 1;
 
-/// The process: `TREE CHANGES MOUNTPOINT`. Ends when it is unmounted.
+/// The word for listings of names, with attributes of the directories among them alone.
+pub const NAMES: &str = "names";
+/// How long its end may take.
+const LAST_WAIT: Duration = Duration::from_secs(1);
+
+/// The process: `TREE CHANGES MOUNTPOINT [names]`. Ends when it is unmounted.
 pub fn main(args: &[String]) {
-    let floor = Floor {
-        state: RwLock::new(State::read(Path::new(&args[0]), PathBuf::from(&args[1]))),
-    };
     let how = MountFlags {
         source: None,
         flags: nix::mount::MsFlags::empty(),
         allow_other: true,
     };
+    let threads = Options::default().threads;
+    let state = State::read(Path::new(&args[0]), PathBuf::from(&args[1]));
     let fd = mount_direct(Path::new(&args[2]), &how).unwrap();
+    let receivers = Arc::new(Receivers::new(threads, fd.try_clone().unwrap()));
+    let floor = Floor {
+        receivers: receivers.clone(),
+        names: args.get(3).is_some_and(|word| word == NAMES),
+        state: RwLock::new(state),
+    };
     let mut config = Config::default();
     config.acl = SessionACL::All;
-    config.n_threads = Some(Options::default().threads);
+    config.n_threads = Some(threads);
     config.clone_fd = Options::default().clone_fd;
     let session = Session::from_fd(floor, fd, SessionACL::All, config).unwrap();
-    session.run().unwrap();
+    let watched = receivers.clone();
+    thread::spawn(move || watched.ended(session.run()));
+    receivers.watch(LAST_WAIT).unwrap();
 }
 
 struct Object {
@@ -89,6 +104,9 @@ impl Dir {
 }
 
 struct Floor {
+    receivers: Arc<Receivers>,
+    /// Listings are of names.
+    names: bool,
     state: RwLock<State>,
 }
 
@@ -137,8 +155,9 @@ impl State {
 
     fn list(&mut self, dir: usize) {
         let path = self.objects[dir].path.clone().unwrap();
-        for entry in fs::read_dir(path).unwrap() {
-            let entry = entry.unwrap();
+        let mut entries: Vec<_> = fs::read_dir(path).unwrap().flatten().collect();
+        entries.sort_by_key(|entry| !entry.file_type().unwrap().is_dir());
+        for entry in entries {
             let name = entry.file_name();
             let child = self.add(entry.path(), name.clone(), dir);
             self.objects[dir].dir.as_mut().unwrap().put(&name, child);
@@ -152,6 +171,19 @@ impl State {
     fn child(&self, parent: Node, name: &OsStr) -> Option<usize> {
         let dir = self.object(parent)?.dir.as_ref()?;
         dir.by_name.get(name).map(|(_, child)| *child)
+    }
+
+    /// The names of a directory after a cookie, each with its own cookie and the object.
+    fn listed(&self, ino: Node, after: u64) -> Option<impl Iterator<Item = (u64, &OsStr, usize)>> {
+        let object = self.object(ino)?;
+        let dots = [
+            (1, OsStr::new("."), ino.0 as usize),
+            (2, OsStr::new(".."), object.parent),
+        ];
+        let dots = dots.into_iter().filter(move |(next, ..)| *next > after);
+        let names = object.dir.as_ref()?.names.range(after.max(2) - 1..);
+        let names = names.map(|(cookie, (name, child))| (cookie + 2, &**name, *child));
+        Some(dots.chain(names))
     }
 
     /// The object as a file that can be read.
@@ -168,10 +200,16 @@ impl State {
 impl Filesystem for Floor {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         negotiate(config, true);
+        if self.names {
+            config
+                .add_capabilities(InitFlags::FUSE_READDIRPLUS_AUTO)
+                .unwrap();
+        }
         Ok(())
     }
 
     fn lookup(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEntry) {
+        let _busy = self.receivers.enter();
         let state = self.state.read();
         match state.child(parent, name) {
             Some(child) => reply.entry(&FOREVER, &state.objects[child].attr, GENERATION),
@@ -180,6 +218,7 @@ impl Filesystem for Floor {
     }
 
     fn getattr(&self, _: &Request, ino: Node, _: Option<Fh>, reply: ReplyAttr) {
+        let _busy = self.receivers.enter();
         match self.state.read().object(ino) {
             Some(object) => reply.attr(&FOREVER, &object.attr),
             None => reply.error(Errno::ESTALE),
@@ -187,6 +226,7 @@ impl Filesystem for Floor {
     }
 
     fn readlink(&self, _: &Request, ino: Node, reply: ReplyData) {
+        let _busy = self.receivers.enter();
         match self.state.read().target(ino) {
             Ok(target) => reply.data(target.as_os_str().as_bytes()),
             Err(e) => reply.error(e.into()),
@@ -194,6 +234,7 @@ impl Filesystem for Floor {
     }
 
     fn open(&self, _: &Request, ino: Node, flags: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.receivers.enter();
         match self.open_file(ino, flags.0) {
             Ok(fh) => reply.opened(Fh(fh), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(e.into()),
@@ -210,6 +251,7 @@ impl Filesystem for Floor {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.receivers.enter();
         if fh.0 != 0 {
             let file = self.state.write().open.remove(&fh.0);
             drop(file);
@@ -218,6 +260,7 @@ impl Filesystem for Floor {
     }
 
     fn flush(&self, _: &Request, _: Node, _: Fh, _: LockOwner, reply: ReplyEmpty) {
+        let _busy = self.receivers.enter();
         reply.error(Errno::ENOSYS);
     }
 
@@ -233,6 +276,7 @@ impl Filesystem for Floor {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        let _busy = self.receivers.enter();
         let file = self.state.read().file(ino, fh);
         let read = file.and_then(|file| {
             let mut data = vec![0; size as usize];
@@ -247,6 +291,7 @@ impl Filesystem for Floor {
     }
 
     fn opendir(&self, _: &Request, _: Node, _: OpenFlags, reply: ReplyOpen) {
+        let _busy = self.receivers.enter();
         reply.error(Errno::ENOSYS);
     }
 
@@ -258,26 +303,38 @@ impl Filesystem for Floor {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let _busy = self.receivers.enter();
         let state = self.state.read();
-        let Some((parent, dir)) = state
-            .object(ino)
-            .and_then(|object| Some((object.parent, object.dir.as_ref()?)))
-        else {
+        let Some(names) = state.listed(ino, offset) else {
             return reply.error(Errno::ESTALE);
         };
-        let dots = [
-            (1, OsStr::new("."), ino.0 as usize),
-            (2, OsStr::new(".."), parent),
-        ];
-        let dots = dots.into_iter().filter(|(next, ..)| *next > offset);
-        let after = offset.max(2) - 2;
-        let names = dir
-            .names
-            .range(after + 1..)
-            .map(|(cookie, (name, child))| (cookie + 2, &**name, *child));
-        for (next, name, child) in dots.chain(names) {
+        for (next, name, child) in names {
+            let object = &state.objects[child];
+            if self.names && offset == 0 && object.dir.is_none()
+                || reply.add(
+                    object.attr.ino,
+                    next,
+                    name,
+                    &FOREVER,
+                    &object.attr,
+                    GENERATION,
+                )
+            {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn readdir(&self, _: &Request, ino: Node, _: Fh, offset: u64, mut reply: ReplyDirectory) {
+        let _busy = self.receivers.enter();
+        let state = self.state.read();
+        let Some(names) = state.listed(ino, offset) else {
+            return reply.error(Errno::ESTALE);
+        };
+        for (next, name, child) in names {
             let attr = &state.objects[child].attr;
-            if reply.add(attr.ino, next, name, &FOREVER, attr, GENERATION) {
+            if reply.add(attr.ino, next, attr.kind, name) {
                 break;
             }
         }
@@ -285,6 +342,7 @@ impl Filesystem for Floor {
     }
 
     fn getxattr(&self, _: &Request, _: Node, _: &OsStr, _: u32, reply: ReplyXattr) {
+        let _busy = self.receivers.enter();
         reply.error(Errno::NO_XATTR);
     }
 
@@ -306,6 +364,7 @@ impl Filesystem for Floor {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _busy = self.receivers.enter();
         let change = Change {
             mode,
             owner: (uid, gid),
@@ -327,6 +386,7 @@ impl Filesystem for Floor {
         umask: u32,
         reply: ReplyEntry,
     ) {
+        let _busy = self.receivers.enter();
         answer(
             self.make_dir(parent, name, mode & !umask, owner(req)),
             reply,
@@ -334,11 +394,13 @@ impl Filesystem for Floor {
     }
 
     fn symlink(&self, req: &Request, parent: Node, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _busy = self.receivers.enter();
         let made = self.make_link(parent, name, target.as_os_str(), owner(req));
         answer(made, reply);
     }
 
     fn link(&self, _: &Request, ino: Node, to: Node, name: &OsStr, reply: ReplyEntry) {
+        let _busy = self.receivers.enter();
         answer(self.link_to(ino, (to, name)), reply);
     }
 
@@ -352,6 +414,7 @@ impl Filesystem for Floor {
         _: i32,
         reply: ReplyCreate,
     ) {
+        let _busy = self.receivers.enter();
         match self.make_file(parent, name, mode & !umask, owner(req)) {
             Ok((attr, fh)) => {
                 let flags = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH;
@@ -373,6 +436,7 @@ impl Filesystem for Floor {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _busy = self.receivers.enter();
         match self.write_file(ino, fh.0, offset, data) {
             Ok(count) => reply.written(count as u32),
             Err(e) => reply.error(e.into()),
@@ -380,10 +444,12 @@ impl Filesystem for Floor {
     }
 
     fn unlink(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.receivers.enter();
         done(self.remove(parent, name, UnlinkatFlags::NoRemoveDir), reply);
     }
 
     fn rmdir(&self, _: &Request, parent: Node, name: &OsStr, reply: ReplyEmpty) {
+        let _busy = self.receivers.enter();
         done(self.remove(parent, name, UnlinkatFlags::RemoveDir), reply);
     }
 
@@ -397,15 +463,18 @@ impl Filesystem for Floor {
         _: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _busy = self.receivers.enter();
         done(self.move_to((parent, name), (to, to_name)), reply);
     }
 
     fn fsync(&self, _: &Request, ino: Node, fh: Fh, _: bool, reply: ReplyEmpty) {
+        let _busy = self.receivers.enter();
         let file = self.state.read().file(ino, fh);
         done(file.and_then(|file| file.sync_all()), reply);
     }
 
     fn fsyncdir(&self, _: &Request, ino: Node, _: Fh, _: bool, reply: ReplyEmpty) {
+        let _busy = self.receivers.enter();
         done(self.sync_dir(ino), reply);
     }
 }

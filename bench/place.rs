@@ -44,6 +44,8 @@ pub struct How {
     pub options: Vec<String>,
     /// Without an upper.
     pub read_only: bool,
+    /// The floor lists names alone.
+    pub names: bool,
 }
 
 /// A root to work in.
@@ -126,7 +128,7 @@ fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Comma
     }
     fixture.read_only = how.read_only;
     let mut command = match system {
-        System::Floor => Some(floor(&layers.flat, &fixture)),
+        System::Floor => Some(floor(&layers.flat, &fixture, how)),
         _ => system.mount_command(&fixture),
     };
     if let Some(command) = &mut command {
@@ -136,10 +138,11 @@ fn prepare(system: System, layers: &Layers, how: &How) -> (Fixture, Option<Comma
 }
 
 /// This program as the floor.
-fn floor(tree: &Path, fixture: &Fixture) -> Command {
+fn floor(tree: &Path, fixture: &Fixture, how: &How) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.arg("floor").arg(tree);
     command.arg(&fixture.upper).arg(&fixture.mnt);
+    command.args(how.names.then_some(crate::floor::NAMES));
     command
 }
 

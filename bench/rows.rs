@@ -53,6 +53,12 @@ impl Scenario {
         self
     }
 
+    /// Listings are looked at for names alone.
+    fn names(mut self) -> Scenario {
+        self.how.names = true;
+        self
+    }
+
     fn cold(mut self) -> Scenario {
         self.cold = true;
         self
@@ -141,6 +147,7 @@ fn looking(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
             .row("find, fresh mount", 2.5, &find)
             .row("find, warm", 1.0, &find)
             .programs()
+            .names()
             .floor(),
         Scenario::new(layers)
             .row(
@@ -172,6 +179,7 @@ fn looking(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
         Scenario::new(layers)
             .row("directory of 100k, first readdir", 5.0, &["list", huge])
             .row("directory of 100k, second readdir", 0.5, &["list", huge])
+            .names()
             .floor(),
         Scenario::new(layers)
             .first(&["list", huge])
