@@ -5,7 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::files::{ino, names, read};
+use crate::support::stats::Stats;
 use crate::support::sys;
+use crate::support::volume::Volume;
 use crate::support::{Fixture, Mounted, Scratch, require_all, run, text};
 
 fn tmpfs(dir: &Path) -> Mounted {
@@ -98,6 +100,55 @@ fn listings_have_the_numbers_of_what_is_mounted() {
     }
     assert_eq!(read(f.at("under")), "outside");
     assert_ne!(ino(f.at("under")), ino(f.at("file")));
+}
+
+/// Parts of a btrfs number their inodes alike, and are no mounts.
+#[test]
+fn parts_of_a_btrfs_are_told_apart() {
+    if !require_all(&["root", "fuse", "loop", "btrfs"]) {
+        return;
+    }
+    let volume = Volume::new("btrfs");
+    let lower = volume.path().join("lower");
+    fs::create_dir(&lower).unwrap();
+    for name in ["one", "two"] {
+        let part = lower.join(name);
+        let made = run(Command::new("btrfs")
+            .args(["subvolume", "create"])
+            .arg(&part));
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        fs::write(part.join("file"), name).unwrap();
+    }
+    fs::write(lower.join("file"), "outside").unwrap();
+    fs::create_dir(lower.join("plain")).unwrap();
+    for name in ["a", "b", "c"] {
+        fs::write(lower.join("plain").join(name), "").unwrap();
+    }
+    assert_eq!(
+        ino(lower.join("one/file")),
+        ino(lower.join("two/file")),
+        "or this shows nothing"
+    );
+    let mut f = Fixture::new("parts");
+    f.lowers.push(lower);
+    f.mount();
+    // It is a local one: its listings tell the numbers. What is in the parts has to be looked at.
+    for (dir, stats) in [("plain", 1), ("one", 2)] {
+        let list = || sys::readdir(f.at(dir)).unwrap();
+        let (asked, _) = Stats::of(&f.mnt).asked_during(list);
+        assert_eq!(asked[0]["stat"], stats, "{dir}: {asked:?}");
+    }
+    for dir in ["one", "two", ""] {
+        let entries = sys::readdir(f.at(dir)).unwrap();
+        let entry = entries.iter().find(|entry| entry.name == b"file").unwrap();
+        assert_eq!(entry.ino, ino(f.at(dir).join("file")), "{dir}");
+    }
+    assert_ne!(ino(f.at("one/file")), ino(f.at("two/file")));
+    assert_eq!(
+        [read(f.at("one/file")), read(f.at("two/file"))],
+        ["one", "two"]
+    );
+    f.umount();
 }
 
 /// The kernel is given files by a view of the layer in which no other mounts show.

@@ -4,7 +4,7 @@
 //! million directories cost no million descriptors; each is opened from its parent, one component at a
 //! time, and never through a symlink.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::io;
 use std::num::NonZeroUsize;
@@ -24,7 +24,8 @@ use super::root::{Epoch, Repositories, Root};
 use crate::error::{Context, Error, Result};
 use crate::hash::{Numbers, stable_hash};
 use crate::sys::dirent::End;
-use crate::sys::{file, meta, mounts, name, xattr};
+use crate::sys::mounts::Mounts;
+use crate::sys::{file, meta, name, xattr};
 
 /// Position of a layer in the stack, 0 the topmost lower.
 pub type LayerIndex = u32;
@@ -218,8 +219,19 @@ impl Lowers {
     /// The file systems of layers that are known to lie on this machine. The table of mounts is read once for all.
     fn local(&self) -> &HashSet<u64> {
         self.local.get_or_init(|| {
-            let devices = self.layers.iter().map(|layer| layer.root.device());
-            mounts::local_among(devices).unwrap_or_default()
+            let Ok(mounts) = Mounts::read() else {
+                return HashSet::default();
+            };
+            let mut seen = HashMap::new();
+            for layer in &self.layers {
+                let device = layer.root.device();
+                seen.entry(device).or_insert_with(|| {
+                    let fs = mounts.holding(layer.root.current().1.as_fd(), device);
+                    fs.is_some_and(|fs| fs.is_local())
+                });
+            }
+            let local = seen.into_iter().filter(|(_, is_local)| *is_local);
+            local.map(|(device, _)| device).collect()
         })
     }
 

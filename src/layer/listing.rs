@@ -28,7 +28,7 @@ pub struct Listed<'a> {
     pub kind: u8,
     /// The object has no other name, as far as a listing tells that.
     pub alone: bool,
-    /// The number of its inode, where that is one of the layer's own file system. None: not known.
+    /// The number of its inode, where files may go by that. None: not known.
     pub inode: Option<u64>,
     /// The directories that hold the name, topmost first: one, or for a directory all that merge.
     pub owners: &'a [Arc<LowerDir>],
@@ -406,7 +406,7 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
     let layer = lowers.layer(dir);
     let cvmfs = layer.is_some_and(|l| l.cvmfs);
     let end = layer.map_or(End::Empty, |l| l.end);
-    let (raw, marks, at_home) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
+    let (raw, marks, inodes) = lowers.with(dir, b"", Ask::List, "read lower directory", |fd| {
         let open = quiet::open(fd, b".", libc::O_DIRECTORY)?;
         let mut raw: Vec<(Box<[u8]>, u8, u64)> = Vec::new();
         let each = |name: &[u8], kind, ino| raw.push((name.into(), kind, ino));
@@ -414,8 +414,8 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
         if cvmfs {
             return Ok((raw, Opaque::default(), false));
         }
-        let at_home = dir.is_root() || layer.is_some_and(|l| l.root.holds(open.as_fd()));
-        Ok((raw, opaque_xattrs(open.as_fd())?, at_home))
+        let inodes = lowers.lists_inodes(dir, open.as_fd());
+        Ok((raw, opaque_xattrs(open.as_fd())?, inodes))
     })?;
     if let (Some(layer), Some(overrides), true) = (layer, marks.overrides, dir.is_root()) {
         layer.overrides.get_or_init(|| overrides);
@@ -450,7 +450,7 @@ fn read_layer(lowers: &Lowers, dir: &LowerDir) -> Result<LayerListing> {
                 out.whiteouts.push(name);
             } else {
                 let alone = kind == libc::DT_DIR || names_of.get(&ino) == Some(&1);
-                let inode = if at_home { ino } else { 0 };
+                let inode = if inodes { ino } else { 0 };
                 out.objects.push(Object {
                     name,
                     kind,

@@ -6,13 +6,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 
 use super::dir::{Layer, LayerIndex, LowerDir, Lowers};
 use crate::hash::stable_hash;
 use crate::sys::meta::{self, Stat};
-use crate::sys::mounts::{MountedFs, Mounts};
+use crate::sys::mounts::Mounts;
 
 /// Mixed into the hashes of inodes.
 const INODE: u64 = 0x6c69_6e6b;
@@ -22,8 +22,17 @@ const INODE: u64 = 0x6c69_6e6b;
 pub(super) struct ByInode {
     /// None: no layer's.
     mounts: OnceLock<Option<Mounts>>,
-    /// The seeds of the hashes of inodes, by the layers' positions.
-    seeds: Box<[OnceLock<Option<u64>>]>,
+    /// By the layers' positions.
+    seeds: Box<[OnceLock<Option<Seed>>]>,
+}
+
+/// Of a layer whose files go by their inodes.
+#[derive(Clone, Copy, Debug)]
+struct Seed {
+    /// Of the hashes of inodes.
+    hash: u64,
+    /// The file system has parts that number their inodes apart.
+    volumes: bool,
 }
 
 impl ByInode {
@@ -34,7 +43,7 @@ impl ByInode {
         }
     }
 
-    fn seed(&self, at: LayerIndex, layer: &Layer) -> Option<u64> {
+    fn seed(&self, at: LayerIndex, layer: &Layer) -> Option<Seed> {
         let mounts = self.mounts.get_or_init(|| Mounts::read().ok()).as_ref()?;
         let seed = self.seeds.get(at as usize)?;
         *seed.get_or_init(|| seed_of(layer, mounts).ok().flatten())
@@ -43,12 +52,12 @@ impl ByInode {
 
 /// None for a layer whose files do not go by their inodes. A copy of a layer has another seed: an upper that was begun over
 /// the one may be mounted over the other, and keeps numbers.
-fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<u64>> {
-    let lasts = |fs: MountedFs| fs.has_lasting_inodes();
-    if layer.cvmfs || !mounts.on_device(layer.root.device()).is_some_and(lasts) {
-        return Ok(None);
-    }
+fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<Seed>> {
     let (_, root) = layer.root.current();
+    let fs = mounts.holding(root.as_fd(), layer.root.device());
+    let Some(fs) = fs.filter(|fs| fs.has_lasting_inodes() && !layer.cvmfs) else {
+        return Ok(None);
+    };
     // A listing says of a mountpoint what lies under it.
     let path = fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd()))?;
     if mounts.any_below(&path) {
@@ -63,10 +72,11 @@ fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<u64>> {
         found.stx_btime.tv_sec.cast_unsigned(),
         found.stx_btime.tv_nsec.into(),
     ];
-    let seed = parts.iter().fold(layer.seed ^ INODE, |seed, part| {
+    let hash = parts.iter().fold(layer.seed ^ INODE, |seed, part| {
         stable_hash(seed, &part.to_le_bytes())
     });
-    Ok(Some(seed))
+    let volumes = fs.has_volumes();
+    Ok(Some(Seed { hash, volumes }))
 }
 
 impl Lowers {
@@ -76,10 +86,20 @@ impl Lowers {
         self.by_inode.mounts.get_or_init(|| None);
     }
 
+    /// Whether a listing of an open directory tells inodes that its files go by.
+    pub(super) fn lists_inodes(&self, dir: &LowerDir, open: BorrowedFd<'_>) -> bool {
+        self.layer(dir).is_some_and(|layer| {
+            let seed = || self.by_inode.seed(dir.layer, layer);
+            let home = |seed: Seed| !seed.volumes || layer.root.holds(open);
+            // At mount nobody has to know yet.
+            dir.is_root() || seed().is_some_and(home)
+        })
+    }
+
     /// The hash of an inode that a listing tells of, and that is no directory. None if it does not go by that.
     pub fn hash_of_inode(&self, dir: &LowerDir, inode: u64) -> Option<u64> {
         let seed = self.by_inode.seed(dir.layer, self.layer(dir)?)?;
-        Some(stable_hash(seed, &inode.to_le_bytes()))
+        Some(stable_hash(seed.hash, &inode.to_le_bytes()))
     }
 
     /// The hash of an object of a layer that is no directory.

@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::iter;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -63,6 +64,8 @@ pub fn mounted_type(mountpoint: &Path) -> io::Result<Option<String>> {
 
 /// A line of a table of mounts, as it is there.
 struct Line<'a> {
+    /// The number of the mount.
+    id: &'a [u8],
     /// `MAJOR:MINOR`.
     device: &'a [u8],
     mountpoint: &'a [u8],
@@ -123,6 +126,13 @@ impl Line<'_> {
         value.map(unescape)
     }
 
+    fn fs(&self) -> MountedFs {
+        MountedFs {
+            fstype: self.fstype.to_vec(),
+            options: self.options.to_vec(),
+        }
+    }
+
     fn ours(&self) -> Ours {
         Ours {
             device: text_of(self.device),
@@ -139,10 +149,11 @@ impl Line<'_> {
 fn lines_of(mountinfo: &[u8]) -> impl Iterator<Item = Line<'_>> {
     mountinfo.split(|b| *b == b'\n').filter_map(|line| {
         let mut fields = line.split(|b| *b == b' ');
-        let (device, mountpoint) = (fields.nth(2)?, fields.nth(1)?);
+        let (id, device, mountpoint) = (fields.next()?, fields.nth(1)?, fields.nth(1)?);
         // After the separator: type, source, options.
         let mut fields = fields.skip_while(|f| *f != b"-").skip(1);
         Some(Line {
+            id,
             device,
             mountpoint,
             fstype: fields.next()?,
@@ -240,6 +251,11 @@ impl MountedFs {
         LASTING.contains(&&*self.fstype)
     }
 
+    /// Whether it may have parts that number their inodes apart, and are no mounts.
+    pub fn has_volumes(&self) -> bool {
+        self.fstype == b"btrfs"
+    }
+
     /// Whether it is known to lie on this machine, so that nothing else has to answer for it.
     pub fn is_local(&self) -> bool {
         LOCAL.contains(&&*self.fstype)
@@ -273,9 +289,26 @@ impl Mounts {
         Mounts { table, mountpoints }
     }
 
-    /// The file system of a device, which is not asked for it. None if it is not mounted here.
-    pub fn on_device(&self, device: u64) -> Option<MountedFs> {
+    /// The file system of a device, which is not asked for it. None if it is not mounted here, or has other devices than the table
+    /// tells, as btrfs for each of its parts.
+    fn on_device(&self, device: u64) -> Option<MountedFs> {
         on_device(&self.table, (libc::major(device), libc::minor(device)))
+    }
+
+    /// The file system that a directory lies in, whose device that is. None if it is not mounted here.
+    pub fn holding(&self, dir: BorrowedFd<'_>, device: u64) -> Option<MountedFs> {
+        self.on_device(device).or_else(|| {
+            // Since Linux 5.8.
+            let found = meta::statx_unasked(dir, c"", libc::STATX_MNT_ID).ok()?;
+            let has_id = found.stx_mask & libc::STATX_MNT_ID != 0;
+            has_id.then(|| self.with_id(found.stx_mnt_id))?
+        })
+    }
+
+    fn with_id(&self, id: u64) -> Option<MountedFs> {
+        let id = id.to_string();
+        let found = lines_of(&self.table).find(|line| line.id == id.as_bytes());
+        found.map(|line| line.fs())
     }
 
     /// Whether something is mounted below a directory.
@@ -286,14 +319,6 @@ impl Mounts {
     }
 }
 
-/// Those of the devices whose file systems are known to lie on this machine. They are not asked.
-pub fn local_among(devices: impl Iterator<Item = u64>) -> io::Result<HashSet<u64>> {
-    let mounts = Mounts::read()?;
-    let known: HashSet<u64> = devices.collect();
-    let is_local = |device: &u64| mounts.on_device(*device).is_some_and(|fs| fs.is_local());
-    Ok(known.into_iter().filter(is_local).collect())
-}
-
 /// The file system of a device, which is not asked for it. None if it is not mounted here.
 pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
     Ok(Mounts::read()?.on_device(device))
@@ -302,10 +327,7 @@ pub fn mounted_on(device: u64) -> io::Result<Option<MountedFs>> {
 fn on_device(mountinfo: &[u8], (major, minor): (u32, u32)) -> Option<MountedFs> {
     let device = format!("{major}:{minor}");
     let found = lines_of(mountinfo).find(|line| line.device == device.as_bytes());
-    found.map(|line| MountedFs {
-        fstype: line.fstype.to_vec(),
-        options: line.options.to_vec(),
-    })
+    found.map(|line| line.fs())
 }
 
 /// The device of the topmost mount at exactly this path, as `MAJOR:MINOR`; None when it is no mountpoint.
@@ -455,6 +477,8 @@ mod tests {
         let line = |at: &str| format!("22 1 8:1 / {at} rw - ext4 /dev/sda1 rw\n");
         let table: String = ["/", "/l/a\\040b", "/l/a-c", "/l/d/e"].map(line).concat();
         let mounts = Mounts::of(table.into_bytes());
+        let of = |id| mounts.with_id(id).map(|fs| fs.fstype);
+        assert_eq!([of(22), of(2)], [Some(b"ext4".to_vec()), None]);
         for (dir, expected) in [
             ("/", true),
             ("/l", true),
