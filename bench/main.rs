@@ -160,7 +160,7 @@ fn of_image(args: &Args) -> Plan {
         lists: Lists::of(&layers.flat, Sizes::ANCHORS),
         layers,
         programs: true,
-        repetitions: args.repetitions.unwrap_or(if args.quick { 3 } else { 9 }),
+        repetitions: args.repetitions.unwrap_or(if args.quick { 3 } else { 5 }),
         counts_of_layers,
         split: image.join("split"),
         latency: Duration::from_millis(args.latency),

@@ -2,6 +2,7 @@
 
 use cvmfs_union::layer::Ask;
 use cvmfs_union::union::api::{DirEntry, Ino};
+use tempfile::TempDir;
 
 use crate::support::{Fs, Merged, Stack, temp_dir};
 
@@ -34,6 +35,15 @@ fn sample(stack: &Stack) {
         .with_file("d/alone", "alone")
         .with_symlink("d/symlink", "one")
         .with_file("d/sub/deep", "deep");
+}
+
+/// For a stack whose layer changes between two mounts.
+fn place() -> TempDir {
+    let dir = temp_dir();
+    for name in ["upper", "work", "lower0"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    dir
 }
 
 #[test]
@@ -96,10 +106,7 @@ fn an_upper_keeps_the_kind_of_numbers_that_it_was_begun_with() {
 /// A layer that was copied: an inode of it may have the number that another file had before.
 #[test]
 fn numbers_kept_by_an_upper_are_not_those_of_a_copied_layer() {
-    let dir = temp_dir();
-    for name in ["upper", "work", "lower0"] {
-        std::fs::create_dir(dir.path().join(name)).unwrap();
-    }
+    let dir = place();
     let stack = Stack::attach(dir.path(), 1);
     stack.lower(0).with_file("f", "f").with_file("g", "g");
     let merged = stack.mount();
@@ -122,10 +129,7 @@ fn numbers_kept_by_an_upper_are_not_those_of_a_copied_layer() {
 /// A layer was changed, and another file of it is in an inode whose number the upper keeps. They stay two files.
 #[test]
 fn an_inode_that_was_used_again_is_another_file() {
-    let dir = temp_dir();
-    for name in ["upper", "work", "lower0"] {
-        std::fs::create_dir(dir.path().join(name)).unwrap();
-    }
+    let dir = place();
     let stack = Stack::attach(dir.path(), 1);
     stack.lower(0).with_file("f", "f").with_file("h", "h");
     let merged = stack.mount();
