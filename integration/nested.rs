@@ -75,6 +75,28 @@ fn files_of_the_same_number_are_not_one() {
     );
 }
 
+/// By its number a file with several names is found again in the upper, also if meanwhile something was mounted in the layer.
+#[test]
+fn names_of_one_file_stay_so_when_something_is_mounted() {
+    let mut f = Fixture::new("nested-names");
+    if !require_all(&["root", "fuse"]) {
+        return;
+    }
+    let lower = f.lower();
+    fs::create_dir(lower.join("dir")).unwrap();
+    fs::write(lower.join("file"), "layer").unwrap();
+    sys::link(lower.join("file"), lower.join("again")).unwrap();
+    f.mount();
+    fs::write(f.at("file"), "upper").unwrap();
+    let number = ino(f.at("file"));
+    f.umount();
+    let _mounted = tmpfs(&lower.join("dir"));
+    f.mount();
+    assert_eq!(read(f.at("again")), "upper");
+    assert_eq!([ino(f.at("again")), ino(f.at("file"))], [number; 2]);
+    f.umount();
+}
+
 /// What a listing of a layer says of a mountpoint is the number of what lies under it.
 #[test]
 fn listings_have_the_numbers_of_what_is_mounted() {

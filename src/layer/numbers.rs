@@ -18,7 +18,7 @@ use crate::sys::mounts::Mounts;
 const INODE: u64 = 0x6c69_6e6b;
 
 /// Which layers' files go by their inodes, as far as somebody has asked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ByInode {
     /// None: no layer's.
     mounts: OnceLock<Option<Mounts>>,
@@ -26,13 +26,22 @@ pub(super) struct ByInode {
     seeds: Box<[OnceLock<Option<Seed>>]>,
 }
 
-/// Of a layer whose files go by their inodes.
+/// Of a layer whose files can go by their inodes.
 #[derive(Clone, Copy, Debug)]
 struct Seed {
     /// Of the hashes of inodes.
     hash: u64,
+    /// Nothing is mounted in it. Else only files with several names go by inodes: a listing says of a mountpoint what lies under
+    /// it, and a file may show at several places.
+    whole: bool,
     /// The file system has parts that number their inodes apart.
     volumes: bool,
+}
+
+impl Seed {
+    fn hash_of(&self, inode: u64) -> u64 {
+        stable_hash(self.hash, &inode.to_le_bytes())
+    }
 }
 
 impl ByInode {
@@ -50,7 +59,7 @@ impl ByInode {
     }
 }
 
-/// None for a layer whose files do not go by their inodes. A copy of a layer has another seed: an upper that was begun over
+/// None for a layer whose files cannot go by their inodes. A copy of a layer has another seed: an upper that was begun over
 /// the one may be mounted over the other, and keeps numbers.
 fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<Seed>> {
     let (_, root) = layer.root.current();
@@ -58,11 +67,7 @@ fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<Seed>> {
     let Some(fs) = fs.filter(|fs| fs.has_lasting_inodes() && !layer.cvmfs) else {
         return Ok(None);
     };
-    // A listing says of a mountpoint what lies under it.
     let path = fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd()))?;
-    if mounts.any_below(&path) {
-        return Ok(None);
-    }
     let found = meta::statx_unasked(root.as_fd(), c"", libc::STATX_INO | libc::STATX_BTIME)?;
     if found.stx_mask & libc::STATX_BTIME == 0 {
         return Ok(None);
@@ -75,8 +80,11 @@ fn seed_of(layer: &Layer, mounts: &Mounts) -> io::Result<Option<Seed>> {
     let hash = parts.iter().fold(layer.seed ^ INODE, |seed, part| {
         stable_hash(seed, &part.to_le_bytes())
     });
-    let volumes = fs.has_volumes();
-    Ok(Some(Seed { hash, volumes }))
+    Ok(Some(Seed {
+        hash,
+        whole: !mounts.any_below(&path),
+        volumes: fs.has_volumes(),
+    }))
 }
 
 impl Lowers {
@@ -90,7 +98,7 @@ impl Lowers {
     pub(super) fn lists_inodes(&self, dir: &LowerDir, open: BorrowedFd<'_>) -> bool {
         self.layer(dir).is_some_and(|layer| {
             let seed = || self.by_inode.seed(dir.layer, layer);
-            let home = |seed: Seed| !seed.volumes || layer.root.holds(open);
+            let home = |seed: Seed| seed.whole && (!seed.volumes || layer.root.holds(open));
             // At mount nobody has to know yet.
             dir.is_root() || seed().is_some_and(home)
         })
@@ -99,18 +107,20 @@ impl Lowers {
     /// The hash of an inode that a listing tells of, and that is no directory. None if it does not go by that.
     pub fn hash_of_inode(&self, dir: &LowerDir, inode: u64) -> Option<u64> {
         let seed = self.by_inode.seed(dir.layer, self.layer(dir)?)?;
-        Some(stable_hash(seed.hash, &inode.to_le_bytes()))
+        seed.whole.then(|| seed.hash_of(inode))
     }
 
     /// The hash of an object of a layer that is no directory.
     pub fn hash_of_file(&self, dir: &LowerDir, name: &[u8], stat: &Stat) -> u64 {
         let layer = self.layer(dir);
         let at_home = layer.is_some_and(|l| l.root.device() == stat.st_dev);
-        let by_inode = at_home.then(|| self.hash_of_inode(dir, stat.st_ino));
-        if let Some(hash) = by_inode.flatten() {
-            return hash;
+        let seed = layer.filter(|_| at_home);
+        let seed = seed.and_then(|layer| self.by_inode.seed(dir.layer, layer));
+        let has_names = stat.st_nlink > 1;
+        if let Some(seed) = seed.filter(|seed| seed.whole || has_names) {
+            return seed.hash_of(stat.st_ino);
         }
-        if stat.st_nlink <= 1 {
+        if !has_names {
             return dir.hash_of(name);
         }
         let hash = stable_hash(
