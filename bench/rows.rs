@@ -236,6 +236,7 @@ fn reading(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
 
 fn changing(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
     let (new, mib) = (lists.sizes.new.to_string(), lists.sizes.mib.to_string());
+    let more = (lists.sizes.mib * 3 / 2).to_string();
     let dir = "opt/bench-new";
     let (made, untarred) = ("opt/bench-file", "/opt/bench-untar");
     let deep: Vec<_> = lists.lines("deep");
@@ -247,6 +248,7 @@ fn changing(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
         .collect();
     vec![
         Scenario::new(layers)
+            .first(&["warm-memory", &lists.path("memory"), &more])
             .row("1 GiB: sequential write", 1.0, &["write-file", made, &mib])
             .row("1 GiB: random 4k writes", 1.2, &["write-pages", made])
             .undo(&["run", "rm", "-f", made]),
