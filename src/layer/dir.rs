@@ -57,6 +57,8 @@ pub struct Lowers {
     layers: Vec<Layer>,
     kept: Mutex<LruCache<Key, Arc<OwnedFd>, Numbers>>,
     pub(super) learning: Option<Learning>,
+    /// The table of mounts when it was first asked for: once for all layers.
+    mounts: OnceLock<Option<Mounts>>,
     /// See [`local`](Self::local).
     local: OnceLock<HashSet<u64>>,
     pub(super) by_inode: ByInode,
@@ -111,6 +113,7 @@ impl Lowers {
             by_inode: ByInode::of(layers.len()),
             layers,
             learning,
+            mounts: OnceLock::new(),
             local: OnceLock::new(),
             kept: Mutex::new(LruCache::with_hasher(kept, Numbers::default())),
         }
@@ -216,10 +219,14 @@ impl Lowers {
         &self.layers
     }
 
-    /// The file systems of layers that are known to lie on this machine. The table of mounts is read once for all.
+    pub(super) fn mounts(&self) -> Option<&Mounts> {
+        self.mounts.get_or_init(|| Mounts::read().ok()).as_ref()
+    }
+
+    /// The file systems of layers that are known to lie on this machine.
     fn local(&self) -> &HashSet<u64> {
         self.local.get_or_init(|| {
-            let Ok(mounts) = Mounts::read() else {
+            let Some(mounts) = self.mounts() else {
                 return HashSet::default();
             };
             let mut seen = HashMap::new();

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::dir::{Layer, LayerIndex, LowerDir, Lowers};
 use crate::hash::stable_hash;
@@ -20,8 +21,8 @@ const INODE: u64 = 0x6c69_6e6b;
 /// Which layers' files go by their inodes, as far as somebody has asked.
 #[derive(Debug)]
 pub(super) struct ByInode {
-    /// None: no layer's.
-    mounts: OnceLock<Option<Mounts>>,
+    /// No layer's do.
+    never: AtomicBool,
     /// By the layers' positions.
     seeds: Box<[OnceLock<Option<Seed>>]>,
 }
@@ -47,15 +48,9 @@ impl Seed {
 impl ByInode {
     pub fn of(layers: usize) -> ByInode {
         ByInode {
-            mounts: OnceLock::new(),
+            never: AtomicBool::new(false),
             seeds: (0..layers).map(|_| OnceLock::new()).collect(),
         }
-    }
-
-    fn seed(&self, at: LayerIndex, layer: &Layer) -> Option<Seed> {
-        let mounts = self.mounts.get_or_init(|| Mounts::read().ok()).as_ref()?;
-        let seed = self.seeds.get(at as usize)?;
-        *seed.get_or_init(|| seed_of(layer, mounts).ok().flatten())
     }
 }
 
@@ -91,13 +86,21 @@ impl Lowers {
     /// Numbers all objects by their paths, for an upper that was begun when that was the only way. To be called before
     /// any number is asked for.
     pub fn number_by_path(&self) {
-        self.by_inode.mounts.get_or_init(|| None);
+        self.by_inode.never.store(true, Ordering::Relaxed);
+    }
+
+    fn seed(&self, at: LayerIndex, layer: &Layer) -> Option<Seed> {
+        if self.by_inode.never.load(Ordering::Relaxed) {
+            return None;
+        }
+        let seed = self.by_inode.seeds.get(at as usize)?;
+        *seed.get_or_init(|| seed_of(layer, self.mounts()?).ok().flatten())
     }
 
     /// Whether a listing of an open directory tells inodes that its files go by.
     pub(super) fn lists_inodes(&self, dir: &LowerDir, open: BorrowedFd<'_>) -> bool {
         self.layer(dir).is_some_and(|layer| {
-            let seed = || self.by_inode.seed(dir.layer, layer);
+            let seed = || self.seed(dir.layer, layer);
             let home = |seed: Seed| seed.whole && (!seed.volumes || layer.root.holds(open));
             // At mount nobody has to know yet.
             dir.is_root() || seed().is_some_and(home)
@@ -106,7 +109,7 @@ impl Lowers {
 
     /// The hash of an inode that a listing tells of, and that is no directory. None if it does not go by that.
     pub fn hash_of_inode(&self, dir: &LowerDir, inode: u64) -> Option<u64> {
-        let seed = self.by_inode.seed(dir.layer, self.layer(dir)?)?;
+        let seed = self.seed(dir.layer, self.layer(dir)?)?;
         seed.whole.then(|| seed.hash_of(inode))
     }
 
@@ -115,7 +118,7 @@ impl Lowers {
         let layer = self.layer(dir);
         let at_home = layer.is_some_and(|l| l.root.device() == stat.st_dev);
         let seed = layer.filter(|_| at_home);
-        let seed = seed.and_then(|layer| self.by_inode.seed(dir.layer, layer));
+        let seed = seed.and_then(|layer| self.seed(dir.layer, layer));
         let has_names = stat.st_nlink > 1;
         if let Some(seed) = seed.filter(|seed| seed.whole || has_names) {
             return seed.hash_of(stat.st_ino);

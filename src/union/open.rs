@@ -13,11 +13,10 @@ use super::api::{Caller, Ino, Kind};
 use super::copy_up::{Fresh, Want};
 use super::early::Trial;
 use super::node::Node;
-use super::work::Temp;
+use super::upper::Upper;
 use crate::error::{Context, Error, Result};
 use crate::hash::Numbers;
 use crate::layer::LowerFile;
-use crate::sys::file;
 use crate::sys::readonly::ReadOnlyFile;
 
 /// The flags that the descriptor in the upper gets too; the kernel sees to all others.
@@ -294,12 +293,7 @@ impl Union {
     /// Whether files of the upper can be opened with `O_DIRECT`. Where they cannot, the kernel must not
     /// open them in our place: a program that asks for that would get an error.
     pub fn takes_direct_io(&self) -> bool {
-        let Ok(upper) = self.upper() else {
-            return false;
-        };
-        let temp = Temp::new(upper);
-        let flags = libc::O_CREAT | libc::O_RDWR | libc::O_DIRECT;
-        file::openat(temp.fd(), &temp.name, flags, 0o600).is_ok()
+        self.upper().is_ok_and(Upper::takes_direct_io)
     }
 
     /// What the kernel may be given to read and write in our place: of the upper, data that stay where they are; of

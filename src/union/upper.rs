@@ -237,6 +237,17 @@ impl Upper {
         Ok(new || holds(&self.base, INODES)?)
     }
 
+    /// Whether its files can be opened with `O_DIRECT`.
+    pub fn takes_direct_io(&self) -> bool {
+        file::openat(
+            self.base.as_fd(),
+            ABILITIES,
+            libc::O_RDONLY | libc::O_DIRECT,
+            0,
+        )
+        .is_ok()
+    }
+
     pub fn root_place(&self) -> At {
         At {
             dir: self.root.clone(),
