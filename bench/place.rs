@@ -21,7 +21,7 @@ pub const SYSTEMS: [System; 5] = [
     System::Ours,
 ];
 
-/// The same with what no FUSE daemon can go below. Only rows of the table of speed are asked of it, and none of copy-ups.
+/// The same with what no FUSE daemon can go below. Only rows of the table of speed are asked of it; it copies nothing up.
 pub fn all_systems() -> impl Iterator<Item = System> {
     SYSTEMS.into_iter().chain([System::Floor])
 }

@@ -313,6 +313,8 @@ fn copying(layers: &Layers, lists: &Lists) -> Vec<Scenario> {
             .row(name, most, &chown("990:990"))
             .undo(&chown("0:0"))
             .programs()
+            .names()
+            .floor()
     };
     vec![
         chmod("copy-up: chmod 2k, volatile", 0.3).with(VOLATILE),
@@ -335,12 +337,15 @@ fn programs(layers: &Layers) -> Vec<Scenario> {
             .row("python start, warm", 1.1, &python)
             .first(&gcc)
             .row("gcc build, warm", 1.1, &gcc)
-            .programs(),
+            .programs()
+            .floor(),
         Scenario::new(layers)
             .row("git status (20k files), first", 2.0, &status)
             .row("git status (20k files), again", 1.0, &status)
             .programs()
-            .without(PLAIN),
+            .without(PLAIN)
+            .names()
+            .floor(),
         Scenario::new(layers)
             .row(
                 "dpkg -i",
