@@ -268,7 +268,7 @@ impl Report {
     pub fn markdown(&self, host: &Value) -> String {
         let mut text = String::from("# Side by side\n\n") + &facts(host);
         text += "\nplain: the merged tree as one directory. overlay: kernel overlayfs. fo2, fo1: fuse-overlayfs 2.0 and 1.\n";
-        text += "floor: a FUSE daemon that answers from memory alone, below which none can go.\n";
+        text += "floor: a FUSE daemon that answers from memory alone; none goes below it but by fewer requests.\n";
         if !self.speed.is_empty() {
             self.speed(&mut text);
             self.asked(&mut text);
