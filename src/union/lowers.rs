@@ -157,6 +157,12 @@ fn lower_ino(hash: u64) -> u64 {
     (hash & (LOWER_BIT - 1)) | LOWER_BIT
 }
 
+/// The number of a listed object, whose inode has that hash if it can go by it; directories go by their paths.
+fn listed_number(top: &LowerDir, entry: &Listed<'_>, by_inode: Option<u64>) -> u64 {
+    let by_inode = by_inode.filter(|_| entry.kind != libc::DT_DIR);
+    lower_ino(by_inode.unwrap_or_else(|| top.hash_of(entry.name)))
+}
+
 /// A number for an object whose own has somebody else.
 pub fn another_ino(ino: u64) -> u64 {
     lower_ino(stable_hash(ino, b""))
@@ -245,24 +251,22 @@ impl Union {
     /// The number of the object behind an entry, if it goes by its path or the listing tells its inode.
     fn number_of(&self, entry: &Listed<'_>) -> Option<u64> {
         let top = entry.owners.first()?;
-        let hash = match entry.inode {
-            Some(inode) if entry.kind != libc::DT_DIR => self.lowers.hash_of_inode(top, inode),
-            _ => None,
-        };
-        Some(lower_ino(hash.unwrap_or_else(|| top.hash_of(entry.name))))
+        Some(listed_number(top, entry, self.inode_hash(top, entry)))
     }
 
     /// The same and the kind, where the listing tells both for certain.
     pub(super) fn known_by_listing(&self, entry: &Listed<'_>) -> Option<(u64, Kind)> {
         let top = entry.owners.first()?;
-        let by_inode = |inode| self.lowers.hash_of_inode(top, inode).is_some();
-        let has_its_number = entry.alone || entry.inode.is_some_and(by_inode);
+        let by_inode = self.inode_hash(top, entry);
+        let has_its_number = entry.alone || by_inode.is_some();
         let has_its_kind = entry.kind != libc::DT_UNKNOWN && !self.lowers.has_overrides(top);
         let kind = kind_of(u32::from(entry.kind) << 12);
         let known = has_its_number && has_its_kind;
-        self.number_of(entry)
-            .filter(|_| known)
-            .map(|ino| (ino, kind))
+        known.then(|| (listed_number(top, entry, by_inode), kind))
+    }
+
+    fn inode_hash(&self, top: &LowerDir, entry: &Listed<'_>) -> Option<u64> {
+        self.lowers.hash_of_inode(top, entry.inode?)
     }
 
     /// The number of what the lowers hold under a name, if that can be told without a look at it.
